@@ -1,0 +1,16 @@
+//! The Millrace daemon: one node that answers the registry API and goes upstream for what it lacks.
+//!
+//! The rooms of this crate and who may use whom; `tests/layers.rs` fails on any other arrow:
+//!
+//! ```text
+//! L5  registry   admin                (main and node.rs see everything; nobody uses admin)
+//! L4        pull
+//! L3  peer   upstream                 (upstream knows neither cluster nor peer)
+//! L2  cluster   store                 (they do not know each other)
+//! L1  tls  telemetry  task  units     (know no room)
+//! L0  protocol                        (the crate millrace-protocol; no I/O)
+//! ```
+
+pub mod task;
+pub mod telemetry;
+pub mod units;
