@@ -1,0 +1,123 @@
+//! Making room: what was not used for longest goes first, and what is being read never.
+//!
+//! Suspended parts go before blobs. This room decides order and safety; the account of bytes is
+//! kept in `space`.
+
+use std::sync::Arc;
+
+use millrace_protocol::oci::Digest;
+
+use super::error::StoreError;
+use super::space::Disk;
+use super::{Inner, layout};
+
+impl Inner {
+    /// Takes `needed` bytes for a growing part, evicting until they fit; blocks.
+    pub(super) fn make_room(&self, needed: u64) -> Result<(), StoreError> {
+        let max_bytes = self.space.limits().max_size;
+        if needed > max_bytes {
+            return Err(StoreError::TooLarge {
+                size_bytes: needed,
+                max_bytes,
+            });
+        }
+        let fits = || -> Result<bool, StoreError> {
+            Ok(self
+                .space
+                .try_grow(needed, Disk::of(self.layout.root())?.free))
+        };
+        if fits()? {
+            return Ok(());
+        }
+        let _one_at_a_time = self.eviction.lock();
+        self.flush_touched()?;
+        let mut victims = self.index.least_recent();
+        while !fits()? {
+            if self.evict_suspended()? {
+                continue;
+            }
+            let Some(victim) = victims.next() else {
+                return Err(StoreError::NoSpace {
+                    needed_bytes: needed,
+                });
+            };
+            self.evict(&victim)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the store within its bounds, after a start with smaller ones; blocks.
+    pub(super) fn trim(&self) -> Result<(), StoreError> {
+        match self.make_room(0) {
+            // Everything left is being read: the next reservation tries again.
+            Err(StoreError::NoSpace { .. }) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the suspended part that waits longest. Returns whether there was one.
+    fn evict_suspended(&self) -> Result<bool, StoreError> {
+        // Held until the file is gone, so that a fill that starts now does not continue it.
+        let mut suspended = self.suspended.lock();
+        let oldest = suspended.iter().min_by_key(|(_, part)| part.since);
+        let Some((digest, part)) = oldest.map(|(digest, part)| (*digest, *part)) else {
+            return Ok(false);
+        };
+        suspended.remove(&digest);
+        self.space.resume(part.bytes);
+        layout::remove(&self.layout.part_state(&digest))?;
+        layout::remove(&self.layout.part(&digest))?;
+        self.metrics.evicted_parts.inc();
+        Ok(true)
+    }
+
+    /// Removes a blob unless it is being read.
+    fn evict(&self, digest: &Digest) -> Result<(), StoreError> {
+        // Readers pin under this lock before they open the file, so none can slip in between.
+        let pins = self.pins.lock();
+        if pins.contains_key(digest) {
+            return Ok(());
+        }
+        self.remove_blob(digest)?;
+        drop(pins);
+        self.metrics.evicted_blobs.inc();
+        tracing::debug!(blob.digest = %digest, "evicted");
+        Ok(())
+    }
+
+    /// Removes a blob's files and index entries.
+    pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
+        layout::remove(&self.layout.blob(digest))?;
+        layout::remove(&self.layout.sidecar(digest))?;
+        self.forget(digest)
+    }
+}
+
+/// Keeps a blob from eviction while it lives.
+#[derive(Debug)]
+pub(super) struct Pin {
+    inner: Arc<Inner>,
+    digest: Digest,
+}
+
+impl Pin {
+    pub(super) fn new(inner: &Arc<Inner>, digest: &Digest) -> Self {
+        *inner.pins.lock().entry(*digest).or_insert(0) += 1;
+        Self {
+            inner: Arc::clone(inner),
+            digest: *digest,
+        }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.inner.pins.lock();
+        if let Some(count) = pins.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.digest);
+            }
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! The sled index: sizes, access order, tags and repositories.
+//!
+//! It only makes things quick to find. Whether content exists is decided by its file; whatever
+//! stands here can be rebuilt from files and sidecars, so a missing, damaged or foreign index is
+//! set aside and made anew. Every value begins with a version byte.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use millrace_protocol::oci::{Algorithm, Digest, RepositoryName};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::{FileContext, StoreError};
+
+/// Version of the index as a whole; another one means: build it anew.
+const VERSION: &[u8] = b"1";
+
+/// First byte of every record.
+const RECORD_VERSION: u8 = 1;
+
+/// Largest record that is decoded, in bytes.
+const MAX_RECORD_BYTES: usize = 4096;
+
+/// Memory that sled may use for its page cache.
+const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What the index knows of one blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub(super) struct BlobRecord {
+    pub(super) size: u64,
+    /// Last access in seconds since 1970.
+    pub(super) accessed: u64,
+}
+
+/// The opened index.
+#[derive(Clone, Debug)]
+pub(super) struct Index {
+    path: PathBuf,
+    db: sled::Db,
+    blobs: sled::Tree,
+    by_access: sled::Tree,
+    tags: sled::Tree,
+    repositories: sled::Tree,
+}
+
+/// Whether the opened index can be trusted to be complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opened {
+    Existing,
+    New,
+}
+
+impl Index {
+    /// Opens the index, or a new one when there is none that can be used.
+    ///
+    /// # Errors
+    /// When not even a new index can be made.
+    pub(super) fn open(path: &Path) -> Result<(Self, Opened), StoreError> {
+        if path.exists() {
+            match Self::try_open(path) {
+                Some(index) if index.has_version() => return Ok((index, Opened::Existing)),
+                _ => set_aside(path)?,
+            }
+        }
+        let index = Self::try_open(path).ok_or_else(|| StoreError::Index {
+            path: path.to_owned(),
+            source: sled::Error::Unsupported("a new index cannot be opened".into()),
+        })?;
+        index.write(index.db.insert("version", VERSION))?;
+        Ok((index, Opened::New))
+    }
+
+    /// Opens what is there; sled panics on some kinds of damage, which counts as damage too.
+    fn try_open(path: &Path) -> Option<Self> {
+        let open = || -> Result<Self, sled::Error> {
+            let db = sled::Config::new()
+                .path(path)
+                .cache_capacity(CACHE_BYTES)
+                .flush_every_ms(Some(1_000))
+                .open()?;
+            Ok(Self {
+                path: path.to_owned(),
+                blobs: db.open_tree("blobs")?,
+                by_access: db.open_tree("by_access")?,
+                tags: db.open_tree("tags")?,
+                repositories: db.open_tree("repositories")?,
+                db,
+            })
+        };
+        match catch_unwind(AssertUnwindSafe(open)) {
+            Ok(Ok(index)) => Some(index),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, path = %path.display(), "the index cannot be opened");
+                None
+            }
+            Err(_panic) => {
+                tracing::warn!(path = %path.display(), "the index is damaged");
+                None
+            }
+        }
+    }
+
+    fn has_version(&self) -> bool {
+        self.db
+            .get("version")
+            .is_ok_and(|version| version.is_some_and(|v| v == VERSION))
+    }
+
+    /// Returns the record of a blob.
+    pub(super) fn blob(&self, digest: &Digest) -> Result<Option<BlobRecord>, StoreError> {
+        let value = self.write(self.blobs.get(key(digest)))?;
+        Ok(value.and_then(|value| decode(&value)))
+    }
+
+    /// Writes the record of a blob and returns the one it replaces.
+    pub(super) fn put_blob(
+        &self,
+        digest: &Digest,
+        record: BlobRecord,
+    ) -> Result<Option<BlobRecord>, StoreError> {
+        let key = key(digest);
+        let old = self.write(self.blobs.insert(&key, encode(&record)))?;
+        let old: Option<BlobRecord> = old.and_then(|value| decode(&value));
+        if let Some(old) = old {
+            self.write(self.by_access.remove(access_key(old.accessed, &key)))?;
+        }
+        self.write(
+            self.by_access
+                .insert(access_key(record.accessed, &key), &[]),
+        )?;
+        Ok(old)
+    }
+
+    /// Removes the record of a blob and returns it.
+    pub(super) fn remove_blob(&self, digest: &Digest) -> Result<Option<BlobRecord>, StoreError> {
+        let key = key(digest);
+        let old = self.write(self.blobs.remove(&key))?;
+        let old: Option<BlobRecord> = old.and_then(|value| decode(&value));
+        if let Some(old) = old {
+            self.write(self.by_access.remove(access_key(old.accessed, &key)))?;
+        }
+        Ok(old)
+    }
+
+    /// Yields all blobs in order of their keys, beginning behind `after`.
+    pub(super) fn blobs_after(
+        &self,
+        after: Option<&[u8]>,
+    ) -> impl Iterator<Item = (Vec<u8>, Option<BlobRecord>)> + use<> {
+        let iter = match after {
+            Some(after) => self.blobs.range([after, &[0]].concat()..),
+            None => self.blobs.iter(),
+        };
+        iter.filter_map(Result::ok)
+            .map(|(key, value)| (key.to_vec(), decode(&value)))
+    }
+
+    /// Yields digests, least recently used first.
+    pub(super) fn least_recent(&self) -> impl Iterator<Item = Digest> + use<> {
+        self.by_access
+            .iter()
+            .keys()
+            .filter_map(Result::ok)
+            .filter_map(|key| digest_of(key.get(8..)?))
+    }
+
+    /// Returns the record stored under a tag's key.
+    pub(super) fn tag<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        let value = self.write(self.tags.get(key))?;
+        Ok(value.and_then(|value| decode(&value)))
+    }
+
+    /// Writes the record of a tag.
+    pub(super) fn put_tag<T: Serialize>(&self, key: &str, record: &T) -> Result<(), StoreError> {
+        self.write(self.tags.insert(key, encode(record))).map(drop)
+    }
+
+    /// Removes the record of a tag.
+    pub(super) fn remove_tag(&self, key: &str) -> Result<(), StoreError> {
+        self.write(self.tags.remove(key)).map(drop)
+    }
+
+    /// Remembers that content of a repository was fetched.
+    pub(super) fn put_repository(
+        &self,
+        upstream: &str,
+        repository: &RepositoryName,
+    ) -> Result<(), StoreError> {
+        let name = format!("{upstream}/{repository}");
+        if self.write(self.repositories.contains_key(&name))? {
+            return Ok(());
+        }
+        self.write(self.repositories.insert(&name, &[])).map(drop)
+    }
+
+    /// Lists repositories as `upstream/repository`, in order of bytes.
+    pub(super) fn repositories(&self) -> Vec<String> {
+        self.repositories
+            .iter()
+            .keys()
+            .filter_map(Result::ok)
+            .map(|name| String::from_utf8_lossy(&name).into_owned())
+            .collect()
+    }
+
+    /// Writes everything to disk.
+    pub(super) fn flush(&self) -> Result<(), StoreError> {
+        self.write(self.db.flush()).map(drop)
+    }
+
+    fn write<T>(&self, result: sled::Result<T>) -> Result<T, StoreError> {
+        result.map_err(|source| StoreError::Index {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+/// Moves an unusable index out of the way, replacing one that was moved before.
+fn set_aside(path: &Path) -> Result<(), StoreError> {
+    let aside = path.with_extension("damaged");
+    tracing::warn!(
+        path = %path.display(), moved_to = %aside.display(),
+        "the index is missing, damaged or of another version; it is rebuilt from the files"
+    );
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside).doing("remove", &aside)?;
+    }
+    std::fs::rename(path, &aside).doing("move", path)
+}
+
+/// Returns the key of a digest: one byte for the algorithm, then the hash.
+pub(super) fn key(digest: &Digest) -> Vec<u8> {
+    let mut key = Vec::with_capacity(65);
+    key.push(match digest.algorithm() {
+        Algorithm::Sha256 => 1,
+        Algorithm::Sha512 => 2,
+    });
+    key.extend_from_slice(digest.hash());
+    key
+}
+
+fn digest_of(key: &[u8]) -> Option<Digest> {
+    let (kind, hash) = key.split_first()?;
+    let algorithm = match kind {
+        1 => Algorithm::Sha256,
+        2 => Algorithm::Sha512,
+        _ => return None,
+    };
+    format!("{}:{}", algorithm.name(), hex(hash)).parse().ok()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn access_key(accessed: u64, key: &[u8]) -> Vec<u8> {
+    [&accessed.to_be_bytes(), key].concat()
+}
+
+fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    let mut bytes = vec![RECORD_VERSION];
+    bincode::serde::encode_into_std_write(record, &mut bytes, bincode::config::standard())
+        .expect("index records have nothing that bincode refuses, and a Vec takes all");
+    bytes
+}
+
+/// Decodes a record; one of another version or shape counts as absent.
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (&RECORD_VERSION, record) = bytes.split_first()? else {
+        return None;
+    };
+    let config = bincode::config::standard().with_limit::<MAX_RECORD_BYTES>();
+    let (record, _) = bincode::serde::decode_from_slice(record, config).ok()?;
+    Some(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(content: &str) -> Digest {
+        Digest::of(Algorithm::Sha256, content.as_bytes())
+    }
+
+    fn record(size: u64, accessed: u64) -> BlobRecord {
+        BlobRecord { size, accessed }
+    }
+
+    #[test]
+    fn access_order_follows_the_latest_access() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let (index, opened) = Index::open(&folder.path().join("index")).expect("opened");
+        assert_eq!(opened, Opened::New);
+        let (a, b) = (digest("a"), digest("b"));
+        index.put_blob(&a, record(1, 10)).expect("put");
+        index.put_blob(&b, record(2, 20)).expect("put");
+        assert_eq!(index.least_recent().collect::<Vec<_>>(), [a, b]);
+        assert_eq!(
+            index.put_blob(&a, record(1, 30)).expect("put"),
+            Some(record(1, 10))
+        );
+        assert_eq!(index.least_recent().collect::<Vec<_>>(), [b, a]);
+        assert_eq!(index.remove_blob(&b).expect("removed"), Some(record(2, 20)));
+        assert_eq!(index.least_recent().collect::<Vec<_>>(), [a]);
+        assert_eq!(index.blob(&b).expect("read"), None);
+    }
+
+    #[test]
+    fn records_of_another_version_count_as_absent() {
+        let mut bytes = encode(&record(1, 2));
+        assert_eq!(decode(&bytes), Some(record(1, 2)));
+        bytes[0] = 2;
+        assert_eq!(decode::<BlobRecord>(&bytes), None);
+        assert_eq!(decode::<BlobRecord>(&[]), None);
+        assert_eq!(decode::<BlobRecord>(&[RECORD_VERSION]), None);
+    }
+
+    #[test]
+    fn a_damaged_index_is_set_aside() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("index");
+        let (index, _) = Index::open(&path).expect("opened");
+        index
+            .put_repository("docker.io", &"library/alpine".parse().expect("valid name"))
+            .expect("put");
+        index.flush().expect("flushed");
+        drop(index);
+        std::fs::write(path.join("db"), [0x5a; 8192]).expect("damaged");
+        let (index, opened) = Index::open(&path).expect("opened again");
+        assert_eq!(opened, Opened::New);
+        assert!(index.repositories().is_empty());
+        assert!(folder.path().join("index.damaged").exists());
+    }
+
+    #[test]
+    fn an_index_of_another_version_is_set_aside() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("index");
+        let (index, _) = Index::open(&path).expect("opened");
+        index.db.insert("version", "0").expect("changed");
+        drop(index);
+        assert_eq!(Index::open(&path).expect("opened again").1, Opened::New);
+        assert_eq!(
+            Index::open(&path).map(|opened| opened.1).ok(),
+            Some(Opened::Existing)
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! Where each file lies below the data folder, and how small files are replaced.
+//!
+//! ```text
+//! lock                            held while a node runs
+//! limits.json                     bounds chosen at the first start
+//! blobs/sha256/ab/abcd…           content, under the digest of its bytes
+//! blobs/sha256/ab/abcd….json      sidecar: what cannot be derived from the content
+//! parts/sha256-abcd…              content that is not complete
+//! parts/sha256-abcd….json         which ranges of it are on disk, if it was suspended
+//! index/                          sled; can be deleted at any time
+//! ```
+//!
+//! Names are made of digests only, so nothing a client or upstream sends can leave the folder.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use millrace_protocol::oci::{Algorithm, Digest};
+
+use super::error::{FileContext, StoreError};
+
+/// Paths below one data folder.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Creates the folders that must exist.
+    pub(super) fn create(root: &Path) -> Result<Self, StoreError> {
+        let layout = Self {
+            root: root.to_owned(),
+        };
+        for folder in [layout.blobs(), layout.parts()] {
+            fs::create_dir_all(&folder).doing("create", &folder)?;
+        }
+        Ok(layout)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    pub(super) fn limits(&self) -> PathBuf {
+        self.root.join("limits.json")
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
+    pub(super) fn parts(&self) -> PathBuf {
+        self.root.join("parts")
+    }
+
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        let mut path = self.blobs();
+        path.push(digest.algorithm().name());
+        path.push(&hex[..2]);
+        path.push(hex);
+        path
+    }
+
+    pub(super) fn sidecar(&self, digest: &Digest) -> PathBuf {
+        self.blob(digest).with_extension("json")
+    }
+
+    pub(super) fn part(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
+        self.parts().join(name)
+    }
+
+    pub(super) fn part_state(&self, digest: &Digest) -> PathBuf {
+        self.part(digest).with_extension("json")
+    }
+
+    /// Calls `visit` with every blob file that has a well-formed name and with its size, in no
+    /// particular order. Stops early when `visit` returns false.
+    pub(super) fn visit_blobs(
+        &self,
+        mut visit: impl FnMut(Digest, &fs::Metadata) -> bool,
+    ) -> Result<(), StoreError> {
+        for algorithm in Algorithm::ALL {
+            let folder = self.blobs().join(algorithm.name());
+            if !folder.exists() {
+                continue;
+            }
+            for fan in entries(&folder)? {
+                for entry in entries(&fan.path())? {
+                    let name = entry.file_name();
+                    let text = format!("{}:{}", algorithm.name(), name.to_string_lossy());
+                    let Ok(digest) = text.parse() else { continue };
+                    // A file that vanished between listing and stat was evicted.
+                    let Ok(metadata) = entry.metadata() else {
+                        continue;
+                    };
+                    if !visit(digest, &metadata) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lists a folder.
+pub(super) fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>, StoreError> {
+    fs::read_dir(folder)
+        .and_then(Iterator::collect)
+        .doing("list", folder)
+}
+
+/// Replaces a small file so that a crash leaves the old or the new content, never a mixture.
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    let folder = parent(path);
+    let temporary = path.with_extension("json.new");
+    let mut file = File::create(&temporary).doing("create", &temporary)?;
+    file.write_all(content).doing("write", &temporary)?;
+    file.sync_all().doing("flush", &temporary)?;
+    fs::rename(&temporary, path).doing("replace", path)?;
+    sync_folder(folder)
+}
+
+/// Makes renames and new names in `folder` survive a power failure.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .doing("flush", folder)
+}
+
+/// Removes a file; that it is gone already is success.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.doing("remove", path),
+    }
+}
+
+/// Returns the folder of a path made by [`Layout`].
+pub(super) fn parent(path: &Path) -> &Path {
+    path.parent()
+        .expect("every path of the layout lies below the root")
+}

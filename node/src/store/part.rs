@@ -1,0 +1,271 @@
+//! A blob that is not complete: written at any offset, read while it grows, then committed.
+//!
+//! A part knows nothing of where bytes come from, nor which of them are right; the pull room
+//! verifies the digest and then calls [`Part::commit`]. One digest has at most one part at a
+//! time; the in-flight table of the pull room sees to that.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use millrace_protocol::oci::Digest;
+use rangemap::RangeSet;
+use rustix::fs::{FallocateFlags, fallocate};
+use serde::{Deserialize, Serialize};
+
+use super::error::{FileContext, StoreError};
+use super::layout;
+use super::read::FileReader;
+use super::sidecar::Sidecar;
+use super::{Inner, blocking};
+
+/// Version of the state file of a suspended part; another one means: begin again.
+const STATE_VERSION: u32 = 1;
+
+/// What the state file of a suspended part says.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    version: u32,
+    /// Half-open ranges that are on disk.
+    ranges: Vec<(u64, u64)>,
+}
+
+/// A part that waits on disk to be continued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Suspended {
+    pub(super) bytes: u64,
+    pub(super) since: SystemTime,
+}
+
+/// A growing blob. Dropping it without [`Part::commit`] or [`Part::suspend`] removes it.
+#[derive(Debug)]
+pub struct Part {
+    inner: Arc<Inner>,
+    digest: Digest,
+    writer: PartWriter,
+    saved: RangeSet<u64>,
+    reserved: u64,
+    /// Whether the file still has to be removed when this value goes.
+    owned: bool,
+}
+
+impl Part {
+    /// Opens the part of a digest; blocks.
+    pub(super) fn open(inner: &Arc<Inner>, digest: &Digest) -> Result<Self, StoreError> {
+        let path = inner.layout.part(digest);
+        let saved = inner.take_suspended(digest);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(saved.is_empty())
+            .open(&path)
+            .doing("create", &path)?;
+        Ok(Self {
+            inner: Arc::clone(inner),
+            digest: *digest,
+            writer: PartWriter {
+                file: Arc::new(file),
+                path: path.into(),
+            },
+            saved,
+            reserved: 0,
+            owned: true,
+        })
+    }
+
+    /// Returns the ranges that an earlier, suspended fill left on disk; usually none.
+    ///
+    /// They are unverified like any other bytes of a part.
+    pub fn saved(&self) -> &RangeSet<u64> {
+        &self.saved
+    }
+
+    /// Returns a handle for writing from blocking code.
+    pub fn writer(&self) -> PartWriter {
+        self.writer.clone()
+    }
+
+    /// Returns a handle for reading while the part grows, and after it was committed.
+    pub fn reader(&self) -> FileReader {
+        FileReader::new(Arc::clone(&self.writer.file), self.inner.buffers.clone())
+    }
+
+    /// Makes sure that `total` bytes fit, by evicting what was not used for longest.
+    ///
+    /// May be called again with a larger total.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`] and [`StoreError::NoSpace`]; the part keeps what it had.
+    /// # Cancel safety
+    /// Not to be cancelled: the reservation would be lost until restart.
+    pub async fn reserve(&mut self, total: u64) -> Result<(), StoreError> {
+        let more = total.saturating_sub(self.reserved);
+        if more == 0 {
+            return Ok(());
+        }
+        let inner = Arc::clone(&self.inner);
+        let file = Arc::clone(&self.writer.file);
+        let from = self.reserved;
+        blocking(move || {
+            inner.make_room(more)?;
+            match fallocate(&file, FallocateFlags::KEEP_SIZE, from, more) {
+                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
+                    inner.space.shrink(more);
+                    Err(StoreError::NoSpace { needed_bytes: more })
+                }
+                // Elsewhere a file system that cannot reserve: the write will tell.
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        self.reserved = total;
+        Ok(())
+    }
+
+    /// Makes the verified content visible under its digest, durably.
+    ///
+    /// When this returns, content and sidecar survive a power failure.
+    ///
+    /// # Errors
+    /// A file operation that failed; the part is removed then.
+    /// # Cancel safety
+    /// The commit goes on if the future is dropped.
+    pub async fn commit(self, sidecar: Sidecar) -> Result<(), StoreError> {
+        blocking(move || self.commit_blocking(&sidecar)).await
+    }
+
+    fn commit_blocking(mut self, sidecar: &Sidecar) -> Result<(), StoreError> {
+        let PartWriter { file, path } = &self.writer;
+        rustix::fs::fdatasync(file).doing("flush", path)?;
+        let size = file.metadata().doing("examine", path)?.len();
+        self.inner.publish(&self.digest, path, size, sidecar)?;
+        self.owned = false;
+        Ok(())
+    }
+
+    /// Keeps the part on disk, so that a later fill continues it.
+    ///
+    /// # Errors
+    /// A file operation that failed; the part is removed then.
+    /// # Cancel safety
+    /// The work goes on if the future is dropped.
+    pub async fn suspend(self, written: RangeSet<u64>) -> Result<(), StoreError> {
+        blocking(move || self.suspend_blocking(&written)).await
+    }
+
+    fn suspend_blocking(mut self, written: &RangeSet<u64>) -> Result<(), StoreError> {
+        rustix::fs::fdatasync(&self.writer.file).doing("flush", &self.writer.path)?;
+        let ranges: Vec<(u64, u64)> = written.iter().map(|r| (r.start, r.end)).collect();
+        let bytes = ranges.iter().map(|(start, end)| end - start).sum();
+        let state = State {
+            version: STATE_VERSION,
+            ranges,
+        };
+        let state = serde_json::to_vec(&state).expect("numbers are valid JSON");
+        layout::replace(&self.inner.layout.part_state(&self.digest), &state)?;
+        self.owned = false;
+        self.inner.put_suspended(self.digest, bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.inner.space.shrink(self.reserved);
+        if self.owned
+            && let Err(error) = layout::remove(&self.writer.path)
+        {
+            tracing::warn!(%error, "an unfinished part stays on disk until the next start");
+        }
+    }
+}
+
+/// Writes a part from blocking code; clones write the same file.
+#[derive(Clone, Debug)]
+pub struct PartWriter {
+    file: Arc<File>,
+    path: Arc<Path>,
+}
+
+impl PartWriter {
+    /// Writes `chunks` one behind the other, beginning at `offset`; blocks.
+    ///
+    /// # Errors
+    /// What the system said; some of the bytes may have been written.
+    pub fn write(&self, mut offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        for chunk in chunks {
+            self.file
+                .write_all_at(chunk, offset)
+                .doing("write", &self.path)?;
+            offset += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` with what was written at `offset`; blocks.
+    ///
+    /// # Errors
+    /// What the system said, or that the range was not written.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        self.file
+            .read_exact_at(buffer, offset)
+            .doing("read", &self.path)
+    }
+}
+
+/// Reads which ranges a suspended part has; anything odd about it means none.
+pub(super) fn saved_ranges(path: &Path) -> RangeSet<u64> {
+    let state: Option<State> = fs::read(path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match state {
+        Some(state) if state.version == STATE_VERSION => state
+            .ranges
+            .into_iter()
+            .filter(|(start, end)| start < end)
+            .map(|(start, end)| start..end)
+            .collect(),
+        _ => RangeSet::new(),
+    }
+}
+
+/// Finds suspended parts and removes the rest of the folder; for the start of a store.
+pub(super) fn find_suspended(
+    layout: &layout::Layout,
+) -> Result<Vec<(Digest, Suspended)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in layout::entries(&layout.parts())? {
+        let path = entry.path();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let digest: Option<Digest> = name.replacen('-', ":", 1).parse().ok();
+        match digest.and_then(|digest| Some((digest, suspended(&path, layout, &digest)?))) {
+            Some(part) => found.push(part),
+            None if is_state_of_a_part(&path) => {}
+            None => layout::remove(&path)?,
+        }
+    }
+    Ok(found)
+}
+
+fn suspended(part: &Path, layout: &layout::Layout, digest: &Digest) -> Option<Suspended> {
+    let state = layout.part_state(digest);
+    let bytes: u64 = saved_ranges(&state)
+        .iter()
+        .map(|range| range.end - range.start)
+        .sum();
+    let since = part
+        .metadata()
+        .and_then(|metadata| metadata.modified())
+        .ok()?;
+    (bytes > 0).then_some(Suspended { bytes, since })
+}
+
+fn is_state_of_a_part(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == "json")
+        && path.with_extension("").exists()
+}

@@ -1,0 +1,113 @@
+//! Building the index from the files, behind the first requests.
+//!
+//! Reads names, sizes and sidecars; content is not hashed here (that is a scrub's work). Requests
+//! are served meanwhile, because existence is decided by the file.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use millrace_protocol::oci::Digest;
+
+use super::error::StoreError;
+use super::index::BlobRecord;
+use super::sidecar::Sidecar;
+use super::tags::{TagName, TagRecord};
+use super::{Inner, layout};
+
+impl Inner {
+    /// Enters every blob on disk into the index; blocks, and returns early when `stop` says so.
+    pub(super) fn rebuild(self: &Arc<Self>, stop: impl Fn() -> bool) -> Result<(), StoreError> {
+        let mut tags: HashMap<TagName, TagRecord> = HashMap::new();
+        let mut outcome = Ok(());
+        self.layout.visit_blobs(|digest, metadata| {
+            let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
+            let accessed = modified
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs();
+            let record = BlobRecord {
+                size: metadata.len(),
+                accessed,
+            };
+            outcome = self.adopt(&digest, record, &mut tags);
+            outcome.is_ok() && !stop()
+        })?;
+        outcome?;
+        for (name, record) in tags {
+            self.adopt_tag(&name, &record)?;
+        }
+        Ok(())
+    }
+
+    /// Enters one blob, unless a commit or an eviction was quicker.
+    fn adopt(
+        &self,
+        digest: &Digest,
+        record: BlobRecord,
+        tags: &mut HashMap<TagName, TagRecord>,
+    ) -> Result<(), StoreError> {
+        // The lock that eviction removes files under: a file seen here is there.
+        let pins = self.pins.lock();
+        if self.layout.blob(digest).exists() && self.index.blob(digest)?.is_none() {
+            self.record(digest, record)?;
+        }
+        drop(pins);
+        let Some(sidecar) = Sidecar::read(&self.layout.sidecar(digest)) else {
+            return Ok(());
+        };
+        self.index_repositories(&sidecar)?;
+        collect_tags(digest, sidecar, tags);
+        Ok(())
+    }
+
+    /// Enters a tag, unless it was resolved anew meanwhile.
+    fn adopt_tag(&self, name: &TagName, record: &TagRecord) -> Result<(), StoreError> {
+        if self.index.tag::<TagRecord>(&name.key())?.is_none() {
+            self.index.put_tag(&name.key(), record)?;
+        }
+        Ok(())
+    }
+
+    /// Enters the repositories that a sidecar names into the catalog.
+    pub(super) fn index_repositories(&self, sidecar: &Sidecar) -> Result<(), StoreError> {
+        for provenance in &sidecar.provenance {
+            self.index
+                .put_repository(&provenance.upstream, &provenance.repository)?;
+        }
+        for claim in &sidecar.tags {
+            self.index
+                .put_repository(&claim.upstream, &claim.repository)?;
+        }
+        Ok(())
+    }
+
+    /// Drops parts that a crash left behind and accounts for those that were suspended.
+    pub(super) fn adopt_parts(&self) -> Result<(), StoreError> {
+        for (digest, part) in super::part::find_suspended(&self.layout)? {
+            self.space.suspend(part.bytes);
+            self.suspended.lock().insert(digest, part);
+        }
+        layout::sync_folder(&self.layout.parts())
+    }
+}
+
+/// Keeps the youngest claim of each tag.
+fn collect_tags(digest: &Digest, sidecar: Sidecar, tags: &mut HashMap<TagName, TagRecord>) {
+    for claim in sidecar.tags {
+        let record = TagRecord {
+            digest: *digest,
+            resolved_at: claim.resolved_at,
+            checked_at: claim.resolved_at,
+        };
+        let name = TagName {
+            upstream: claim.upstream,
+            repository: claim.repository,
+            tag: claim.tag,
+        };
+        let known = tags.entry(name).or_insert_with(|| record.clone());
+        if known.resolved_at < record.resolved_at {
+            *known = record;
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! How much the store may hold, and how much it does.
+//!
+//! Arithmetic only: what is evicted to make room is decided in `eviction`.
+
+use std::path::Path;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::config::Config;
+use super::error::{FileContext, StoreError};
+use super::layout::{Layout, replace};
+
+/// Part of the file system that stays free unless configured: one twentieth.
+const DEFAULT_MIN_FREE_DIVISOR: u64 = 20;
+
+/// The bounds of a store, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Most bytes that blobs and parts may take.
+    pub max_size: u64,
+    /// Free bytes that the file system keeps.
+    pub min_free: u64,
+}
+
+/// Free and total bytes of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Disk {
+    pub(super) free: u64,
+    total: u64,
+}
+
+impl Disk {
+    pub(super) fn of(path: &Path) -> Result<Self, StoreError> {
+        let stat = rustix::fs::statvfs(path).doing("examine", path)?;
+        Ok(Self {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        })
+    }
+}
+
+impl Limits {
+    /// Takes the configured bounds, else those of the first start: half of what was free then,
+    /// and one twentieth of the file system to stay free.
+    pub(super) fn resolve(config: &Config, layout: &Layout) -> Result<Self, StoreError> {
+        let path = layout.limits();
+        let saved = std::fs::read(&path).ok();
+        let saved: Option<Self> = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let chosen = match saved {
+            Some(limits) => limits,
+            None => {
+                let disk = Disk::of(layout.root())?;
+                let limits = Self {
+                    max_size: disk.free / 2,
+                    min_free: disk.total / DEFAULT_MIN_FREE_DIVISOR,
+                };
+                let bytes = serde_json::to_vec(&limits).expect("two numbers are valid JSON");
+                replace(&path, &bytes)?;
+                limits
+            }
+        };
+        Ok(Self {
+            max_size: config.max_size.unwrap_or(chosen.max_size),
+            min_free: config.min_free.unwrap_or(chosen.min_free),
+        })
+    }
+}
+
+/// Bytes that are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// By complete blobs.
+    pub(super) blobs: u64,
+    /// Number of complete blobs.
+    pub(super) blob_count: u64,
+    /// By parts that grow, counted at their full size.
+    pub(super) growing: u64,
+    /// By parts that are suspended.
+    pub(super) suspended: u64,
+}
+
+/// The account of one store.
+#[derive(Debug)]
+pub(super) struct Space {
+    limits: Limits,
+    taken: Mutex<Taken>,
+}
+
+impl Space {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            taken: Mutex::default(),
+        }
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(super) fn taken(&self) -> Taken {
+        *self.taken.lock()
+    }
+
+    pub(super) fn add_blob(&self, size: u64) {
+        let mut taken = self.taken.lock();
+        taken.blobs += size;
+        taken.blob_count += 1;
+    }
+
+    pub(super) fn remove_blob(&self, size: u64) {
+        let mut taken = self.taken.lock();
+        taken.blobs = taken.blobs.saturating_sub(size);
+        taken.blob_count = taken.blob_count.saturating_sub(1);
+    }
+
+    pub(super) fn shrink(&self, size: u64) {
+        let mut taken = self.taken.lock();
+        taken.growing = taken.growing.saturating_sub(size);
+    }
+
+    pub(super) fn suspend(&self, size: u64) {
+        self.taken.lock().suspended += size;
+    }
+
+    pub(super) fn resume(&self, size: u64) {
+        let mut taken = self.taken.lock();
+        taken.suspended = taken.suspended.saturating_sub(size);
+    }
+
+    /// Takes `needed` bytes for a growing part if they fit now.
+    ///
+    /// `free` is what the file system has free; growing parts may not have written all that they
+    /// took, so this errs on the side of too much room only for what they still write.
+    pub(super) fn try_grow(&self, needed: u64, free: u64) -> bool {
+        let mut taken = self.taken.lock();
+        let total = taken.blobs + taken.growing + taken.suspended;
+        let fits = total.saturating_add(needed) <= self.limits.max_size
+            && free >= self.limits.min_free.saturating_add(needed);
+        if fits {
+            taken.growing += needed;
+        }
+        fits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(max_size: u64, min_free: u64) -> Space {
+        Space::new(Limits { max_size, min_free })
+    }
+
+    #[test]
+    fn parts_and_blobs_share_the_bound() {
+        let space = space(100, 0);
+        space.add_blob(50);
+        assert!(space.try_grow(50, 1_000));
+        assert!(!space.try_grow(1, 1_000));
+        space.shrink(50);
+        space.suspend(50);
+        assert!(!space.try_grow(1, 1_000));
+        space.remove_blob(50);
+        assert!(space.try_grow(50, 1_000));
+    }
+
+    #[test]
+    fn the_file_system_keeps_its_reserve() {
+        let space = space(u64::MAX, 100);
+        assert!(!space.try_grow(10, 109));
+        assert!(space.try_grow(10, 110));
+    }
+
+    #[test]
+    fn default_bounds_are_those_of_the_first_start() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let layout = Layout::create(folder.path()).expect("folders");
+        let config = Config::new(folder.path());
+        let first = Limits::resolve(&config, &layout).expect("limits");
+        assert!(first.max_size > 0 && first.min_free > 0);
+        std::fs::write(layout.limits(), r#"{"max_size":7,"min_free":8}"#).expect("written");
+        let next = Limits::resolve(&config, &layout).expect("limits");
+        assert_eq!((next.max_size, next.min_free), (7, 8));
+        let configured = Config {
+            max_size: Some(9),
+            ..config
+        };
+        assert_eq!(
+            Limits::resolve(&configured, &layout)
+                .expect("limits")
+                .max_size,
+            9
+        );
+    }
+}

@@ -1,0 +1,374 @@
+//! The store through its public door: commits, crashes, eviction, tags, a lost index.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millrace::store::{Config, Provenance, Sidecar, Store, StoreError, TagName, TagRecord};
+use millrace::task::Tasks;
+use millrace_protocol::oci::{Algorithm, Digest, MediaType};
+use rangemap::RangeSet;
+
+fn provenance() -> Provenance {
+    Provenance {
+        upstream: "docker.io".into(),
+        repository: "library/alpine".parse().expect("valid name"),
+        credential: "anonymous".into(),
+    }
+}
+
+fn config(root: &Path) -> Config {
+    Config {
+        min_free: Some(0),
+        max_size: Some(1 << 30),
+        ..Config::new(root)
+    }
+}
+
+async fn open(root: &Path) -> (Store, Tasks) {
+    open_with(&config(root)).await
+}
+
+async fn open_with(config: &Config) -> (Store, Tasks) {
+    let tasks = Tasks::default();
+    let store = Store::open(config, &tasks).await.expect("store opens");
+    eventually("the index to be ready", || store.status().index_ready).await;
+    (store, tasks)
+}
+
+async fn close(store: Store, tasks: Tasks) {
+    drop(store);
+    assert_eq!(
+        tasks.stop(Duration::from_secs(10)).await,
+        0,
+        "background work ends"
+    );
+}
+
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(20), async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "waited in vain for {what}");
+}
+
+fn content(seed: u8, length: usize) -> (Digest, Bytes) {
+    let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8 ^ seed).collect();
+    (Digest::of(Algorithm::Sha256, &bytes), bytes.into())
+}
+
+async fn put(store: &Store, seed: u8, length: usize) -> Digest {
+    let (digest, bytes) = content(seed, length);
+    let mut part = store.part(&digest).await.expect("part");
+    part.reserve(length as u64).await.expect("room");
+    part.writer().write(0, &[bytes]).expect("written");
+    part.commit(Sidecar::new(None, provenance()))
+        .await
+        .expect("committed");
+    digest
+}
+
+fn ranges(range: std::ops::Range<u64>) -> RangeSet<u64> {
+    std::iter::once(range).collect()
+}
+
+async fn read_all(store: &Store, digest: &Digest) -> Option<Vec<u8>> {
+    let blob = store.blob(digest).await.expect("store works")?;
+    let mut content = Vec::new();
+    while (content.len() as u64) < blob.size() {
+        let bytes = blob.reader().read(content.len() as u64, blob.size()).await;
+        content.extend_from_slice(&bytes.expect("readable"));
+    }
+    Some(content)
+}
+
+async fn holds(store: &Store, digest: &Digest) -> bool {
+    store
+        .missing(vec![*digest])
+        .await
+        .expect("store works")
+        .is_empty()
+}
+
+#[tokio::test]
+async fn committed_content_is_read_back_after_a_restart() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    let digest = put(&store, 1, 700_000).await;
+    close(store, tasks).await;
+    let (store, _tasks) = open(folder.path()).await;
+    assert_eq!(
+        read_all(&store, &digest).await,
+        Some(content(1, 700_000).1.to_vec())
+    );
+    assert_eq!(
+        (store.status().blobs, store.status().blob_bytes),
+        (1, 700_000)
+    );
+}
+
+#[tokio::test]
+async fn a_part_that_is_dropped_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let (digest, bytes) = content(2, 1_000);
+    let mut part = store.part(&digest).await.expect("part");
+    part.reserve(1_000).await.expect("room");
+    part.writer().write(0, &[bytes]).expect("written");
+    assert_eq!(store.status().growing_bytes, 1_000);
+    drop(part);
+    assert!(!holds(&store, &digest).await);
+    assert_eq!(store.status().growing_bytes, 0);
+    assert_eq!(
+        fs::read_dir(folder.path().join("parts"))
+            .expect("folder")
+            .count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn what_a_crash_left_half_written_is_gone_after_the_start() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    close(store, tasks).await;
+    let (digest, bytes) = content(3, 1_000);
+    let part = folder.path().join(format!("parts/sha256-{}", digest.hex()));
+    fs::write(&part, &bytes[..500]).expect("written");
+    let (store, _tasks) = open(folder.path()).await;
+    assert!(!part.exists());
+    assert!(!holds(&store, &digest).await);
+}
+
+#[tokio::test]
+async fn a_suspended_part_is_continued_and_only_once_believed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    let (digest, bytes) = content(4, 1_000);
+    let part = store.part(&digest).await.expect("part");
+    part.writer()
+        .write(0, &[bytes.slice(..400)])
+        .expect("written");
+    part.suspend(ranges(0..400)).await.expect("suspended");
+    assert_eq!(store.status().suspended_bytes, 400);
+    close(store, tasks).await;
+
+    let (store, _tasks) = open(folder.path()).await;
+    assert_eq!(store.status().suspended_bytes, 400);
+    let part = store.part(&digest).await.expect("part");
+    assert_eq!(part.saved(), &ranges(0..400));
+    let mut saved = vec![0; 400];
+    part.writer().read(0, &mut saved).expect("readable");
+    assert_eq!(saved, &bytes[..400]);
+    assert_eq!(store.status().suspended_bytes, 0);
+    drop(part);
+    let part = store.part(&digest).await.expect("part");
+    assert!(
+        part.saved().is_empty(),
+        "it was removed with the part that continued it"
+    );
+}
+
+#[tokio::test]
+async fn eviction_takes_the_least_recently_used_and_never_what_is_read() {
+    let folder = tempfile::tempdir().expect("folder");
+    let bounded = Config {
+        max_size: Some(3_000),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    let oldest = put(&store, 1, 1_000).await;
+    let second = put(&store, 2, 1_000).await;
+    let third = put(&store, 3, 1_000).await;
+    let reading = store
+        .blob(&oldest)
+        .await
+        .expect("store works")
+        .expect("is there");
+    let fourth = put(&store, 4, 2_000).await;
+    assert!(holds(&store, &oldest).await, "it is being read");
+    assert!(!holds(&store, &second).await && !holds(&store, &third).await);
+    assert!(holds(&store, &fourth).await);
+    assert!(store.status().blob_bytes <= 3_000);
+
+    let (huge, _) = content(9, 10);
+    let mut part = store.part(&huge).await.expect("part");
+    let refused = part.reserve(3_001).await;
+    assert!(
+        matches!(refused, Err(StoreError::TooLarge { .. })),
+        "{refused:?}"
+    );
+    drop(reading);
+}
+
+#[tokio::test]
+async fn suspended_parts_make_room_before_blobs() {
+    let folder = tempfile::tempdir().expect("folder");
+    let bounded = Config {
+        max_size: Some(2_000),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    let blob = put(&store, 1, 1_000).await;
+    let (digest, bytes) = content(2, 900);
+    let part = store.part(&digest).await.expect("part");
+    part.writer().write(0, &[bytes]).expect("written");
+    part.suspend(ranges(0..900)).await.expect("suspended");
+    put(&store, 3, 1_000).await;
+    assert!(holds(&store, &blob).await);
+    assert_eq!(store.status().suspended_bytes, 0);
+    assert!(store.part(&digest).await.expect("part").saved().is_empty());
+}
+
+#[tokio::test]
+async fn a_smaller_bound_is_kept_after_the_next_start() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    for seed in 0..4 {
+        put(&store, seed, 1_000).await;
+    }
+    close(store, tasks).await;
+    let bounded = Config {
+        max_size: Some(2_500),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    assert_eq!(
+        (store.status().blobs, store.status().blob_bytes),
+        (2, 2_000)
+    );
+}
+
+#[tokio::test]
+async fn a_manifest_keeps_its_bytes_and_type_and_a_damaged_one_is_dropped() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let bytes = Bytes::from_static(b"{ \"schemaVersion\": 2 }\n");
+    let digest = Digest::of(Algorithm::Sha512, &bytes);
+    let media_type = MediaType::new("application/x; charset=y");
+    let sidecar = Sidecar::new(Some(media_type.clone()), provenance());
+    store
+        .put_manifest(&digest, bytes.clone(), sidecar)
+        .await
+        .expect("stored");
+    let stored = store
+        .manifest(&digest)
+        .await
+        .expect("store works")
+        .expect("is there");
+    assert_eq!((stored.bytes, stored.media_type), (bytes, media_type));
+
+    let hex = digest.hex();
+    let file = folder
+        .path()
+        .join(format!("blobs/sha512/{}/{hex}", &hex[..2]));
+    fs::write(file, b"{}").expect("damaged");
+    assert_eq!(store.manifest(&digest).await.expect("store works"), None);
+    assert!(!holds(&store, &digest).await);
+}
+
+#[tokio::test]
+async fn content_fetched_as_a_blob_is_no_manifest_until_it_is_fetched_as_one() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let digest = put(&store, 1, 10).await;
+    assert_eq!(store.manifest(&digest).await.expect("store works"), None);
+    let sidecar = Sidecar::new(Some(MediaType::new("a/b")), provenance());
+    store
+        .put_manifest(&digest, content(1, 10).1, sidecar)
+        .await
+        .expect("stored");
+    assert!(
+        store
+            .manifest(&digest)
+            .await
+            .expect("store works")
+            .is_some()
+    );
+    assert_eq!(store.status().blobs, 1, "it is counted once");
+}
+
+fn tag_name() -> TagName {
+    TagName {
+        upstream: "docker.io".into(),
+        repository: "library/alpine".parse().expect("valid name"),
+        tag: "latest".parse().expect("valid tag"),
+    }
+}
+
+async fn put_tagged(store: &Store, bytes: &'static [u8], at: u64) -> Digest {
+    let digest = Digest::of(Algorithm::Sha256, bytes);
+    let sidecar = Sidecar::new(Some(MediaType::new("a/b")), provenance());
+    store
+        .put_manifest(&digest, bytes.into(), sidecar)
+        .await
+        .expect("stored");
+    let record = TagRecord {
+        digest,
+        resolved_at: at,
+        checked_at: at,
+    };
+    store
+        .put_tag(tag_name(), "anonymous".into(), record)
+        .await
+        .expect("recorded");
+    digest
+}
+
+#[tokio::test]
+async fn tags_and_catalog_survive_the_loss_of_the_index() {
+    let folder = tempfile::tempdir().expect("folder");
+    for damage in ["nothing", "removed", "garbage"] {
+        let (store, tasks) = open(folder.path()).await;
+        put_tagged(&store, b"{\"old\":1}", 100).await;
+        let newest = put_tagged(&store, b"{\"new\":1}", 200).await;
+        close(store, tasks).await;
+        let index = folder.path().join("index");
+        match damage {
+            "removed" => fs::remove_dir_all(&index).expect("removed"),
+            "garbage" => fs::write(index.join("db"), [0x5a; 4096]).expect("damaged"),
+            _ => {}
+        }
+        let (store, tasks) = open(folder.path()).await;
+        let record = store
+            .tag(&tag_name())
+            .await
+            .expect("store works")
+            .expect(damage);
+        assert_eq!(
+            (record.digest, record.resolved_at),
+            (newest, 200),
+            "{damage}"
+        );
+        assert_eq!(
+            store.repositories().await,
+            ["docker.io/library/alpine"],
+            "{damage}"
+        );
+        assert_eq!(store.status().blobs, 2, "{damage}");
+        close(store, tasks).await;
+    }
+}
+
+#[tokio::test]
+async fn a_removed_tag_does_not_come_back_with_a_rebuilt_index() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    put_tagged(&store, b"{}", 100).await;
+    store.remove_tag(tag_name()).await.expect("removed");
+    close(store, tasks).await;
+    fs::remove_dir_all(folder.path().join("index")).expect("removed");
+    let (store, _tasks) = open(folder.path()).await;
+    assert_eq!(store.tag(&tag_name()).await.expect("store works"), None);
+}
+
+#[tokio::test]
+async fn two_nodes_cannot_share_a_data_folder() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (_store, _tasks) = open(folder.path()).await;
+    let second = Store::open(&config(folder.path()), &Tasks::default()).await;
+    assert!(matches!(second, Err(StoreError::InUse { .. })));
+}
