@@ -15,3 +15,4 @@ pub mod store;
 pub mod task;
 pub mod telemetry;
 pub mod units;
+pub mod upstream;

@@ -1,0 +1,280 @@
+//! What a registry says about its rate limit, and when it may be asked again after a 429.
+//!
+//! A state machine without clock and network: `now` is an argument. Docker Hub has two limits: of
+//! pulls, which only the `GET` of a manifest counts against, and of requests, against abuse.
+//! Source: CLIENT-CONTRACT U6, U7.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::HeaderMap;
+use http::header::RETRY_AFTER;
+use tokio::time::Instant;
+
+use super::error::Limit;
+
+/// How long to wait when a 429 does not say.
+const DEFAULT_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long to believe a 429 at most, so that a wrong header does not end all pulls for a day.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
+
+/// Longest source of a budget that is kept, in bytes: an address or an account id.
+const MAX_SOURCE_BYTES: usize = 128;
+
+/// The rate-limit budget of one endpoint.
+#[derive(Debug, Default)]
+pub(super) struct Budget {
+    allowance: Option<Allowance>,
+    pulls_until: Option<Instant>,
+    requests_until: Option<Instant>,
+}
+
+/// What the registry last said about its limit of pulls.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Allowance {
+    /// Pulls allowed in the window.
+    pub limit: Option<u64>,
+    /// Pulls left in the window.
+    pub remaining: Option<u64>,
+    /// Length of the window.
+    pub window_seconds: Option<u64>,
+    /// Whom the registry counts: an address or an account id.
+    pub source: Option<String>,
+}
+
+/// A limit that is in force, for status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pause {
+    pub(super) limit: Limit,
+    pub(super) until: Instant,
+}
+
+impl Budget {
+    /// Reads the rate-limit headers of any answer; without any, what was known stays.
+    pub(super) fn handle_headers(&mut self, headers: &HeaderMap) {
+        let limit = quota(headers, "ratelimit-limit");
+        let remaining = quota(headers, "ratelimit-remaining");
+        if limit.is_none() && remaining.is_none() {
+            return;
+        }
+        let source = headers
+            .get("docker-ratelimit-source")
+            .and_then(|value| value.to_str().ok())
+            .map(|source| source.chars().take(MAX_SOURCE_BYTES).collect());
+        self.allowance = Some(Allowance {
+            limit: limit.map(|quota| quota.count),
+            remaining: remaining.map(|quota| quota.count),
+            window_seconds: limit.or(remaining).and_then(|quota| quota.window_seconds),
+            source,
+        });
+    }
+
+    /// Notes a 429; `pause` is what the registry asked for. Returns when the limit ends.
+    pub(super) fn handle_refusal(
+        &mut self,
+        limit: Limit,
+        pause: Option<Duration>,
+        now: Instant,
+    ) -> Instant {
+        let until = now + pause.unwrap_or(DEFAULT_PAUSE).min(LONGEST_PAUSE);
+        let slot = match limit {
+            Limit::Pulls => &mut self.pulls_until,
+            Limit::Requests => &mut self.requests_until,
+        };
+        *slot = Some(until);
+        until
+    }
+
+    /// Returns the limit that forbids a request now, if one does; `counts` says whether the
+    /// request counts as a pull.
+    pub(super) fn pause(&self, counts: bool, now: Instant) -> Option<Pause> {
+        let pulls = self.pulls_until.filter(|_| counts).map(|until| Pause {
+            limit: Limit::Pulls,
+            until,
+        });
+        let requests = self.requests_until.map(|until| Pause {
+            limit: Limit::Requests,
+            until,
+        });
+        [requests, pulls]
+            .into_iter()
+            .flatten()
+            .find(|pause| pause.until > now)
+    }
+
+    /// Returns what the registry last said.
+    pub(super) fn allowance(&self) -> Option<&Allowance> {
+        self.allowance.as_ref()
+    }
+}
+
+/// Tells by which limit a 429 was given.
+///
+/// Only the `GET` of a manifest can hit the limit of pulls; then the body says so, or nothing
+/// remains of the budget.
+pub(super) fn limit_of_refusal(counts: bool, headers: &HeaderMap, body: &[u8]) -> Limit {
+    let text = String::from_utf8_lossy(body).to_lowercase();
+    let names_pulls = text.contains("pull rate limit") || text.contains("\"toomanyrequests\"");
+    let exhausted = quota(headers, "ratelimit-remaining").is_some_and(|quota| quota.count == 0);
+    if counts && (names_pulls || exhausted) {
+        Limit::Pulls
+    } else {
+        Limit::Requests
+    }
+}
+
+/// Reads `Retry-After` (seconds or a date) or `X-Retry-After` (Unix time).
+pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::trim)
+    };
+    let from_now = |at: SystemTime| at.duration_since(now).unwrap_or_default();
+    let standard = text(RETRY_AFTER.as_str()).and_then(|value| match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(value).ok().map(from_now),
+    });
+    standard.or_else(|| {
+        let seconds = text("x-retry-after")?.parse().ok()?;
+        UNIX_EPOCH
+            .checked_add(Duration::from_secs(seconds))
+            .map(from_now)
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Quota {
+    count: u64,
+    window_seconds: Option<u64>,
+}
+
+/// Reads `100;w=21600`; of several policies the first.
+fn quota(headers: &HeaderMap, name: &str) -> Option<Quota> {
+    let text = headers.get(name)?.to_str().ok()?;
+    let mut parts = text.split(',').next()?.split(';').map(str::trim);
+    let count = parts.next()?.parse().ok()?;
+    let window_seconds = parts.find_map(|part| part.strip_prefix("w=")?.parse().ok());
+    Some(Quota {
+        count,
+        window_seconds,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let line = |&(name, value): &(&'static str, &str)| {
+            (name.parse().expect("name"), value.parse().expect("value"))
+        };
+        lines.iter().map(line).collect()
+    }
+
+    #[test]
+    fn docker_hubs_headers_become_an_allowance() {
+        let mut budget = Budget::default();
+        budget.handle_headers(&headers(&[
+            ("ratelimit-limit", "100;w=21600"),
+            ("ratelimit-remaining", "76;w=21600"),
+            ("docker-ratelimit-source", "192.0.2.1"),
+        ]));
+        let known = Allowance {
+            limit: Some(100),
+            remaining: Some(76),
+            window_seconds: Some(21600),
+            source: Some("192.0.2.1".to_owned()),
+        };
+        assert_eq!(budget.allowance(), Some(&known));
+        budget.handle_headers(&HeaderMap::new());
+        budget.handle_headers(&headers(&[("ratelimit-limit", "plenty")]));
+        assert_eq!(
+            budget.allowance(),
+            Some(&known),
+            "an answer that says nothing changes nothing"
+        );
+    }
+
+    #[test]
+    fn a_pull_limit_stops_only_what_counts() {
+        let now = Instant::now();
+        let mut budget = Budget::default();
+        let until = budget.handle_refusal(Limit::Pulls, Some(Duration::from_secs(9)), now);
+        assert_eq!(until, now + Duration::from_secs(9));
+        assert_eq!(
+            budget.pause(true, now),
+            Some(Pause {
+                limit: Limit::Pulls,
+                until
+            })
+        );
+        assert_eq!(budget.pause(false, now), None);
+        assert_eq!(budget.pause(true, until), None, "over at the time it named");
+    }
+
+    #[test]
+    fn abuse_stops_everything_for_a_minute_by_default_and_never_long() {
+        let now = Instant::now();
+        let mut budget = Budget::default();
+        let until = budget.handle_refusal(Limit::Requests, None, now);
+        assert_eq!(until, now + Duration::from_secs(60));
+        assert_eq!(
+            budget.pause(false, now),
+            Some(Pause {
+                limit: Limit::Requests,
+                until
+            })
+        );
+        assert_eq!(
+            budget.pause(true, now),
+            Some(Pause {
+                limit: Limit::Requests,
+                until
+            })
+        );
+        let until = budget.handle_refusal(Limit::Requests, Some(Duration::from_secs(86_400)), now);
+        assert_eq!(until, now + Duration::from_secs(900));
+    }
+
+    #[test]
+    fn the_two_refusals_are_told_apart() {
+        let none = HeaderMap::new();
+        let pull = br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}"#;
+        for (counts, body, limit) in [
+            (true, &pull[..], Limit::Pulls),
+            (true, b"Too Many Requests", Limit::Requests),
+            (
+                true,
+                b"you have reached your unauthenticated PULL RATE LIMIT",
+                Limit::Pulls,
+            ),
+            (false, &pull[..], Limit::Requests),
+        ] {
+            assert_eq!(
+                limit_of_refusal(counts, &none, body),
+                limit,
+                "{counts} {body:?}"
+            );
+        }
+        let exhausted = headers(&[("ratelimit-remaining", "0;w=21600")]);
+        assert_eq!(limit_of_refusal(true, &exhausted, b""), Limit::Pulls);
+    }
+
+    #[test]
+    fn retry_after_is_read_in_its_three_forms() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777 - 30);
+        for (name, value, seconds) in [
+            ("retry-after", "17", Some(17)),
+            ("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT", Some(30)),
+            ("retry-after", "Tue, 06 Nov 1984 08:49:37 GMT", Some(0)),
+            ("x-retry-after", "784111777", Some(30)),
+            ("x-retry-after", "18446744073709551615", None),
+            ("retry-after", "soon", None),
+        ] {
+            let found = retry_after(&headers(&[(name, value)]), now);
+            assert_eq!(found, seconds.map(Duration::from_secs), "{name}: {value}");
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! What the configuration says about upstreams, and the checks that span several of its keys.
+//!
+//! [`Config::with_builtins`] is the one door: it puts the user's entries over the built-in table
+//! and returns only what can work. Reading the file is `crate::config`'s work; passwords and
+//! certificates are read when they are needed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use url::Url;
+
+use super::builtin;
+use super::check::check_name;
+pub use super::check::{ConfigError, Problem};
+use super::secret::Secret;
+
+/// Requests that may run at one upstream at a time, unless configured.
+///
+/// Enough for a busy host's layers and well below what registries count as abuse.
+const DEFAULT_MAX_REQUESTS: usize = 64;
+
+/// All upstreams, merged and checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Enabled upstreams by canonical name; each has a `url`.
+    pub upstreams: BTreeMap<String, UpstreamConfig>,
+    /// Name of the upstream that a request without any name means.
+    pub default: String,
+}
+
+/// One entry of `upstreams`; its key is the name that clients use.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamConfig {
+    /// Where it is; by default `https://<name>`. A path becomes a prefix of every request.
+    pub url: Option<String>,
+    /// Further names without dots, for clients that drop a prefix with a dot.
+    pub aliases: Vec<String>,
+    /// User for the upstream; needs `password` or `password_file`.
+    pub username: Option<String>,
+    /// Password in clear text.
+    pub password: Option<Secret>,
+    /// File that holds the password; read anew for every use, so it may be rotated.
+    pub password_file: Option<PathBuf>,
+    /// Program that prints the credentials.
+    pub exec: Option<ExecConfig>,
+    /// PEM file with certificates that are trusted besides the system's.
+    pub ca: Option<PathBuf>,
+    /// Contact `http://<name>` when there is no `url`; then nothing protects the traffic.
+    pub plain_http: bool,
+    /// Mirrors of the same content, asked in order, without credentials, when `url` does not answer.
+    pub fallback: Vec<Url>,
+    /// How long to wait for what.
+    pub timeouts: Timeouts,
+    /// Requests at a time, default 64. Too small queues layers, too large looks like abuse.
+    pub max_requests: usize,
+    /// `host` or `host:port` that redirects may reach although its address is private.
+    pub redirect_hosts: Vec<String>,
+    /// `host` or `host:port` of token services that get the credentials although they are on
+    /// another registrable domain.
+    pub token_hosts: Vec<String>,
+    /// Whether it exists; `false` takes a built-in upstream away.
+    pub enabled: bool,
+    /// How long its tags stay fresh, first match wins; before the default rules of the cache.
+    pub tags: Vec<TagRule>,
+}
+
+impl Default for UpstreamConfig {
+    fn default() -> Self {
+        Self {
+            url: None,
+            aliases: Vec::new(),
+            username: None,
+            password: None,
+            password_file: None,
+            exec: None,
+            ca: None,
+            plain_http: false,
+            fallback: Vec::new(),
+            timeouts: Timeouts::default(),
+            max_requests: DEFAULT_MAX_REQUESTS,
+            redirect_hosts: Vec::new(),
+            token_hosts: Vec::new(),
+            enabled: true,
+            tags: Vec::new(),
+        }
+    }
+}
+
+/// A docker credential helper, as in the Docker registry's `proxy.exec`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecConfig {
+    /// Program; run as `<command> get` with the registry's host on its standard input.
+    pub command: String,
+    /// How long its answer is used; absent means until it is refused, zero means once.
+    #[serde(default, with = "crate::units::duration")]
+    pub lifetime: Option<Duration>,
+}
+
+/// How long to wait for an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// For a connection, TLS included; default 5 s. Too large delays the fallback.
+    #[serde(with = "crate::units::duration")]
+    pub connect: Duration,
+    /// From the request to the headers of its answer; default 15 s, below the 25 s in which
+    /// clients expect theirs.
+    #[serde(with = "crate::units::duration")]
+    pub response: Duration,
+    /// Between two pieces of a body; default 30 s.
+    #[serde(with = "crate::units::duration")]
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            response: Duration::from_secs(15),
+            idle: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How long the tags that match a pattern stay fresh; applied by `pull`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagRule {
+    /// Pattern over the tag, in which `*` matches anything.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// What may be done with a cached answer.
+    pub policy: TagPolicy,
+    /// Age up to which a `ttl` tag is fresh; absent means the cache's default.
+    #[serde(default, with = "crate::units::duration")]
+    pub ttl: Option<Duration>,
+}
+
+/// What may be done with the cached answer for a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TagPolicy {
+    /// The tag never moves.
+    Immutable,
+    /// Fresh for a while, then revalidated.
+    Ttl,
+    /// Revalidated on every request.
+    Always,
+}
+
+impl Config {
+    /// Puts the user's entries over the built-in upstreams and checks the whole.
+    ///
+    /// A field that the user sets replaces the built-in one; `aliases` and `token_hosts` add to
+    /// it. `default` is a canonical name or an alias; absent means docker.io.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the key of the first mistake, in order of the names.
+    pub fn with_builtins(
+        entries: BTreeMap<String, UpstreamConfig>,
+        default: Option<&str>,
+    ) -> Result<Self, ConfigError> {
+        let entries = canonical_names(entries)?;
+        let mut upstreams = builtin::upstreams();
+        for (name, builtin) in &mut upstreams {
+            builtin
+                .aliases
+                .retain(|alias| !is_claimed(alias, name, &entries));
+        }
+        for (name, entry) in entries {
+            let builtin = upstreams.remove(&name);
+            upstreams.insert(name, merge(entry, builtin));
+        }
+        upstreams.retain(|_, entry| entry.enabled);
+        for (name, entry) in &mut upstreams {
+            let endpoints = entry.check(name)?;
+            entry.url = Some(String::from(endpoints[0].clone()));
+        }
+        let mut merged = Self {
+            upstreams,
+            default: String::new(),
+        };
+        let names = merged.names()?;
+        let default = default.unwrap_or(builtin::DOCKER_HUB);
+        merged.default = names.get(default).cloned().ok_or_else(|| ConfigError {
+            key: "upstreams".to_owned(),
+            problem: Problem::UnknownDefault {
+                name: default.to_owned(),
+            },
+        })?;
+        Ok(merged)
+    }
+
+    /// Returns every name and alias with the canonical name it means.
+    ///
+    /// Besides what is written these are, where no other upstream claims them: the host and port
+    /// of `url`, and `host_port` for each name with a port.
+    ///
+    /// # Errors
+    /// [`Problem::DuplicateName`] when two upstreams claim one name.
+    pub fn names(&self) -> Result<HashMap<String, String>, ConfigError> {
+        let mut names: HashMap<String, String> = self
+            .upstreams
+            .keys()
+            .map(|name| (name.clone(), name.clone()))
+            .collect();
+        for (name, entry) in &self.upstreams {
+            let hosts = builtin::host_names(name)
+                .iter()
+                .map(|&host| host.to_owned());
+            for (index, alias) in entry.aliases.iter().cloned().chain(hosts).enumerate() {
+                let owner = names.entry(alias.clone()).or_insert_with(|| name.clone());
+                if owner != name {
+                    return Err(ConfigError {
+                        key: format!("upstreams.{name}.aliases[{index}]"),
+                        problem: Problem::DuplicateName {
+                            name: alias,
+                            owner: owner.clone(),
+                        },
+                    });
+                }
+            }
+        }
+        let implied = self.implied_names(&names);
+        names.extend(implied);
+        Ok(names)
+    }
+
+    /// Names that follow from hosts and ports; one that several upstreams imply belongs to none.
+    fn implied_names(&self, taken: &HashMap<String, String>) -> HashMap<String, String> {
+        let mut implied: HashMap<String, Option<String>> = HashMap::new();
+        for (name, entry) in &self.upstreams {
+            let url = entry.url.as_deref().and_then(|url| Url::parse(url).ok());
+            let contact = url.as_ref().map(host_and_port);
+            let mut own: Vec<String> = [Some(name.clone()), contact]
+                .into_iter()
+                .flatten()
+                .collect();
+            let without_colon: Vec<String> =
+                own.iter().map(|host| host.replace(':', "_")).collect();
+            own.extend(without_colon);
+            own.sort();
+            own.dedup();
+            for host in own.into_iter().filter(|host| !taken.contains_key(host)) {
+                implied
+                    .entry(host)
+                    .and_modify(|owner| *owner = None)
+                    .or_insert_with(|| Some(name.clone()));
+            }
+        }
+        implied
+            .into_iter()
+            .filter_map(|(host, owner)| Some((host, owner?)))
+            .collect()
+    }
+}
+
+/// Checks the keys and renames those that are another name of Docker Hub.
+fn canonical_names(
+    entries: BTreeMap<String, UpstreamConfig>,
+) -> Result<BTreeMap<String, UpstreamConfig>, ConfigError> {
+    let mut renamed = BTreeMap::new();
+    for (name, entry) in entries {
+        check_name(&name)?;
+        let hub = builtin::host_names(builtin::DOCKER_HUB).contains(&name.as_str());
+        let owner = if hub {
+            builtin::DOCKER_HUB.to_owned()
+        } else {
+            name.clone()
+        };
+        if renamed.insert(owner.clone(), entry).is_some() {
+            let key = format!("upstreams.{name}");
+            return Err(ConfigError {
+                key,
+                problem: Problem::DuplicateName { name, owner },
+            });
+        }
+    }
+    Ok(renamed)
+}
+
+/// Whether the user gave a built-in alias to another upstream.
+fn is_claimed(alias: &str, of: &str, entries: &BTreeMap<String, UpstreamConfig>) -> bool {
+    entries.iter().any(|(name, entry)| {
+        let claims = name == alias || entry.aliases.iter().any(|own| own == alias);
+        name != of && entry.enabled && claims
+    })
+}
+
+/// Returns `host`, or `host:port` when the port is not the scheme's own.
+pub(super) fn host_and_port(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+fn merge(entry: UpstreamConfig, builtin: Option<UpstreamConfig>) -> UpstreamConfig {
+    let Some(builtin) = builtin else { return entry };
+    let joined = |mut first: Vec<String>, second: Vec<String>| {
+        first.extend(second);
+        first
+    };
+    let own_url = entry.url.is_some() || entry.plain_http;
+    UpstreamConfig {
+        url: if own_url { entry.url } else { builtin.url },
+        aliases: joined(builtin.aliases, entry.aliases),
+        token_hosts: joined(builtin.token_hosts, entry.token_hosts),
+        ..entry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merged(yaml: &str) -> Result<Config, ConfigError> {
+        let entries = serde_saphyr::from_str(yaml).expect("valid YAML");
+        Config::with_builtins(entries, None)
+    }
+
+    fn mistake(yaml: &str) -> String {
+        merged(yaml).expect_err("a mistake").to_string()
+    }
+
+    #[test]
+    fn without_a_file_the_public_registries_are_there() {
+        let config = merged("{}").expect("valid");
+        assert_eq!(
+            (config.upstreams.len(), config.default.as_str()),
+            (11, "docker.io")
+        );
+        let names = config.names().expect("no duplicates");
+        for (name, canonical) in [
+            ("docker.io", "docker.io"),
+            ("index.docker.io", "docker.io"),
+            ("registry-1.docker.io", "docker.io"),
+            ("dockerhub", "docker.io"),
+            ("k8s", "registry.k8s.io"),
+            ("elastic", "docker.elastic.co"),
+        ] {
+            assert_eq!(
+                names.get(name).map(String::as_str),
+                Some(canonical),
+                "{name}"
+            );
+        }
+        let hub = &config.upstreams["docker.io"];
+        assert_eq!(hub.url.as_deref(), Some("https://registry-1.docker.io/"));
+        assert_eq!(config.upstreams["lscr.io"].token_hosts, ["ghcr.io"]);
+    }
+
+    #[test]
+    fn an_entry_merges_over_the_built_in_one() {
+        let config = merged(
+            "docker.io: {username: ci, password: x, aliases: [hub], fallback: ['https://mirror.gcr.io']}",
+        )
+        .expect("valid");
+        let hub = &config.upstreams["docker.io"];
+        assert_eq!(hub.url.as_deref(), Some("https://registry-1.docker.io/"));
+        assert_eq!(hub.aliases, ["dockerhub", "hub"]);
+        assert_eq!(hub.fallback[0].as_str(), "https://mirror.gcr.io/");
+        let config = merged("index.docker.io: {username: ci, password: x}").expect("valid");
+        assert_eq!(
+            config.upstreams["docker.io"].username.as_deref(),
+            Some("ci")
+        );
+    }
+
+    #[test]
+    fn the_designs_example_is_valid() {
+        let config = merged(
+            "corp: {url: 'http://registry.corp:5000', aliases: [corp, registry.corp_5000],
+                    tags: [{match: 'release/*', policy: immutable}, {match: '*', policy: ttl, ttl: 60s}]}",
+        )
+        .expect("valid");
+        let names = config.names().expect("no duplicates");
+        for name in ["corp", "registry.corp:5000", "registry.corp_5000"] {
+            assert_eq!(names.get(name).map(String::as_str), Some("corp"), "{name}");
+        }
+        let rules = &config.upstreams["corp"].tags;
+        assert_eq!(rules[0].policy, TagPolicy::Immutable);
+        assert_eq!(rules[1].ttl, Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_name_with_a_port_is_a_url_and_an_alias() {
+        let config = merged("'localhost:5001': {plain_http: true}").expect("valid");
+        let entry = &config.upstreams["localhost:5001"];
+        assert_eq!(entry.url.as_deref(), Some("http://localhost:5001/"));
+        let names = config.names().expect("no duplicates");
+        assert_eq!(
+            names.get("localhost_5001").map(String::as_str),
+            Some("localhost:5001")
+        );
+    }
+
+    #[test]
+    fn a_host_that_two_upstreams_contact_names_neither() {
+        let config =
+            merged("{a: {url: 'http://r.corp'}, b: {url: 'http://r.corp'}}").expect("valid");
+        assert_eq!(config.names().expect("no duplicates").get("r.corp"), None);
+    }
+
+    #[test]
+    fn the_user_may_take_a_built_in_alias_or_upstream_away() {
+        let config = merged("{gitlab: {url: 'https://git.corp'}, nvcr.io: {enabled: false}}")
+            .expect("valid");
+        let names = config.names().expect("no duplicates");
+        assert_eq!(names.get("gitlab").map(String::as_str), Some("gitlab"));
+        assert_eq!((names.get("nvcr.io"), names.get("nvcr")), (None, None));
+    }
+
+    /// What is wrong, and how the message about it begins.
+    const MISTAKES: &[(&str, &str)] = &[
+        (
+            "a: {url: 'not a url'}",
+            "upstreams.a.url: not a URL: relative URL without a base",
+        ),
+        (
+            "a: {url: 'ftp://x'}",
+            "upstreams.a.url: scheme `ftp` is not http or https",
+        ),
+        (
+            "a: {url: 'https://u:p@x'}",
+            "upstreams.a.url: credentials do not belong",
+        ),
+        (
+            "a: {url: 'https://x?y'}",
+            "upstreams.a.url: the URL must not have a query",
+        ),
+        (
+            "a: {url: 'https://x', plain_http: true}",
+            "upstreams.a.plain_http: plain_http contradicts",
+        ),
+        (
+            "a: {aliases: [b.c]}",
+            "upstreams.a.aliases[0]: alias `b.c` must be",
+        ),
+        (
+            "a: {aliases: [b, 'c/d']}",
+            "upstreams.a.aliases[1]: alias `c/d` must be",
+        ),
+        (
+            "{a: {aliases: [x]}, b: {aliases: [x]}}",
+            "upstreams.b.aliases[0]: `x` already means a",
+        ),
+        (
+            "{a: {aliases: [b]}, b: {}}",
+            "upstreams.a.aliases[0]: `b` already means b",
+        ),
+        ("a: {password: x}", "upstreams.a.password: needs username"),
+        ("a: {username: x}", "upstreams.a.username: needs password"),
+        (
+            "a: {username: x, password: y, password_file: z}",
+            "upstreams.a.password_file: not together with password",
+        ),
+        (
+            "a: {username: x, exec: {command: y}}",
+            "upstreams.a.username: not together with exec",
+        ),
+        (
+            "a: {fallback: ['ftp://x']}",
+            "upstreams.a.fallback[0]: scheme `ftp`",
+        ),
+        (
+            "a: {max_requests: 0}",
+            "upstreams.a.max_requests: must not be zero",
+        ),
+        (
+            "a: {timeouts: {idle: 0}}",
+            "upstreams.a.timeouts.idle: must not be zero",
+        ),
+        ("A/b: {}", "upstreams.A/b: `A/b` is not a host name"),
+        (
+            "docker.io: {enabled: false}",
+            "upstreams: the default upstream `docker.io` is not",
+        ),
+        (
+            "{docker.io: {}, index.docker.io: {}}",
+            "upstreams.index.docker.io: `index.docker.io` already",
+        ),
+    ];
+
+    #[test]
+    fn every_mistake_names_its_key() {
+        for (yaml, message) in MISTAKES {
+            let found = mistake(yaml);
+            assert!(found.starts_with(message), "{yaml}\n{found}");
+        }
+    }
+
+    #[test]
+    fn no_password_is_printed() {
+        let config = merged("a: {username: u, password: hunter2}").expect("valid");
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(!mistake("a: {url: 'https://u:hunter2@x:99999'}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,105 @@
+//! What an operator sees of an upstream.
+//!
+//! A copy at one moment. URLs come without credentials, which the configuration refuses in them,
+//! and errors without queries.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+use tokio::time::Instant;
+use url::Url;
+
+use super::Inner;
+use super::breaker::BreakerState;
+use super::budget::Allowance;
+use super::credential::CredentialId;
+use super::endpoint::Endpoint;
+use super::error::Limit;
+
+/// One upstream at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Canonical name.
+    pub name: String,
+    /// Which credentials are used, without telling them.
+    pub credential: CredentialId,
+    /// Whether it counts as away: all breakers are open or the last attempt failed.
+    pub away: bool,
+    /// Requests under way, bodies included.
+    pub in_flight: usize,
+    /// Most requests that may be under way.
+    pub max_requests: usize,
+    /// The primary URL and the fallbacks, in order.
+    pub endpoints: Vec<EndpointStatus>,
+    /// The last failure, also when it is over.
+    pub last_error: Option<LastError>,
+}
+
+/// One endpoint at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointStatus {
+    /// Base URL.
+    pub url: Url,
+    /// Whether it is asked.
+    pub breaker: BreakerState,
+    /// What it last said about its rate limit.
+    pub allowance: Option<Allowance>,
+    /// The limit in force after a 429.
+    pub limited: Option<LimitStatus>,
+}
+
+/// A limit in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct LimitStatus {
+    /// Which requests are not sent.
+    pub limit: Limit,
+    /// When they are sent again.
+    pub seconds_left: u64,
+}
+
+/// A failure and its time.
+#[derive(Clone, Debug, Serialize)]
+pub struct LastError {
+    /// When it happened, as RFC 3339.
+    #[serde(serialize_with = "rfc3339")]
+    pub at: SystemTime,
+    /// What happened.
+    pub message: String,
+}
+
+fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_seconds(*at))
+}
+
+impl Inner {
+    pub(super) fn status(&self) -> Status {
+        Status {
+            name: self.name.as_ref().to_owned(),
+            credential: self.credential.clone(),
+            away: self.is_away(),
+            in_flight: self
+                .max_requests
+                .saturating_sub(self.slots.available_permits()),
+            max_requests: self.max_requests,
+            endpoints: self.endpoints.iter().map(endpoint_status).collect(),
+            last_error: self.last_error.lock().clone(),
+        }
+    }
+}
+
+fn endpoint_status(endpoint: &Endpoint) -> EndpointStatus {
+    let (allowance, pause) = endpoint.budget();
+    let limited = pause.map(|pause| LimitStatus {
+        limit: pause.limit,
+        seconds_left: pause
+            .until
+            .saturating_duration_since(Instant::now())
+            .as_secs(),
+    });
+    EndpointStatus {
+        url: endpoint.url().clone(),
+        breaker: endpoint.breaker_state(),
+        allowance,
+        limited,
+    }
+}
