@@ -11,6 +11,7 @@
 //! L0  protocol                        (the crate millrace-protocol; no I/O)
 //! ```
 
+pub mod pull;
 pub mod store;
 pub mod task;
 pub mod telemetry;

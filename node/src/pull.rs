@@ -1,0 +1,316 @@
+//! The decision where content comes from: this node's store, later a peer, at last the upstream.
+//!
+//! # Rules
+//! - One transfer per digest and one check per tag, however many clients ask.
+//! - Headers leave only when the first bytes are in hand, and a wrong body never completes.
+//! - Failures belong to the provenance that a client named; the transfer goes on with others.
+//! - A fill outlives its clients and is never slowed by one.
+//! - While an upstream is away, a manifest is handed out only with everything under it.
+//!
+//! Today the next hop behind the store is the upstream; owner and home slot in before it where
+//! `feed` opens a blob and `manifest` fetches one. This room knows nothing of HTTP status codes.
+
+mod blob;
+mod candidates;
+mod config;
+mod error;
+mod feed;
+mod fill;
+mod flights;
+mod listing;
+mod manifest;
+mod metrics;
+mod negative;
+mod origin;
+mod policy;
+mod promise;
+mod segment;
+mod sink;
+mod table;
+mod tag;
+mod transfer;
+mod window;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_protocol::oci::{Digest, MediaType, Reference};
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use tokio::time::Instant;
+
+pub use blob::{BlobBody, OpenBlob};
+pub use config::Config;
+pub use error::PullError;
+pub use listing::{ReferrersAnswer, TagsAnswer};
+pub use manifest::ManifestAnswer;
+pub use origin::{Origin, Source};
+
+use crate::store::Store;
+use crate::task::Tasks;
+use fill::Fillers;
+use listing::Listings;
+use manifest::Manifests;
+use metrics::{Kind, Metrics};
+use negative::Negative;
+use tag::Tags;
+
+/// Time within which a client gets headers; containerd gives up after 30 s (contract B5).
+const HEADER_BUDGET: Duration = Duration::from_secs(20);
+
+/// What a client needs of a manifest without its bytes.
+#[derive(Clone, Debug)]
+pub struct ManifestHeadAnswer {
+    /// Digest of the bytes.
+    pub digest: Digest,
+    /// The exact `Content-Type`.
+    pub media_type: MediaType,
+    /// Size in bytes.
+    pub size: u64,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+/// What a client needs of a blob without its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct BlobHead {
+    /// Size in bytes, unless the upstream does not tell.
+    pub size: Option<u64>,
+    /// Where it would come from.
+    pub source: Source,
+}
+
+/// Answers for everything that clients pull; clones share one node's state.
+#[derive(Clone, Debug)]
+pub struct Puller {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    fillers: Fillers,
+    manifests: Manifests,
+    tags: Tags,
+    listings: Listings,
+    negative: Negative,
+    metrics: Metrics,
+}
+
+impl Puller {
+    /// Builds the room over a store.
+    pub fn new(config: Config, store: Store, tasks: &Tasks) -> Self {
+        let negative = Negative::new(config.negative_ttl);
+        let manifests = Manifests::new(store.clone(), tasks.clone(), negative.clone());
+        let tags = Tags::new(
+            store.clone(),
+            tasks.clone(),
+            manifests.clone(),
+            negative.clone(),
+            config,
+        );
+        let inner = Inner {
+            fillers: Fillers::new(store.clone(), tasks.clone(), negative.clone()),
+            manifests,
+            tags,
+            listings: Listings::new(tasks.clone(), negative.clone()),
+            store,
+            negative,
+            metrics: Metrics::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Returns a manifest by tag or digest.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    /// # Cancel safety
+    /// Dropping the future leaves a fetch running for whoever asks next.
+    /// Source: OCI Distribution Spec end-3.
+    pub async fn manifest(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+    ) -> Result<ManifestAnswer, PullError> {
+        let result = match reference {
+            Reference::Tag(tag) => self.inner.tags.resolve(origin, tag).await,
+            Reference::Digest(digest) => self.inner.manifests.by_digest(origin, digest).await,
+        };
+        let source = result.as_ref().ok().map(|answer| answer.source);
+        self.inner.metrics.count(Kind::manifest, source);
+        result
+    }
+
+    /// Returns what a `HEAD` of a manifest tells.
+    ///
+    /// The manifest itself is fetched if it is not here: its exact size and type belong to the
+    /// answer, and a client that asks by `HEAD` comes back for the bytes.
+    ///
+    /// # Errors
+    /// As [`Puller::manifest`].
+    pub async fn manifest_head(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+    ) -> Result<ManifestHeadAnswer, PullError> {
+        let answer = self.manifest(origin, reference).await?;
+        Ok(ManifestHeadAnswer {
+            digest: answer.digest,
+            media_type: answer.media_type,
+            size: answer.bytes.len() as u64,
+            source: answer.source,
+        })
+    }
+
+    /// Opens a blob; returns when a source is confirmed.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    /// # Cancel safety
+    /// Dropping the future removes a waiter and nothing else.
+    /// Source: OCI Distribution Spec end-2.
+    pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<OpenBlob, PullError> {
+        let result = self.open_blob(origin, digest).await;
+        let source = result.as_ref().ok().map(OpenBlob::source);
+        self.inner.metrics.count(Kind::blob, source);
+        result
+    }
+
+    async fn open_blob(&self, origin: &Origin, digest: &Digest) -> Result<OpenBlob, PullError> {
+        let deadline = Instant::now() + HEADER_BUDGET;
+        if let Some(blob) = self.inner.store.blob(digest).await? {
+            return Ok(OpenBlob::stored(*digest, origin.clone(), deadline, blob));
+        }
+        self.inner.negative.check(origin, &digest.to_string())?;
+        match self.join(origin, digest, deadline).await {
+            // Nothing has reached the client yet, so one fresh attempt is free.
+            Err(PullError::Corrupt { .. }) => self.join(origin, digest, deadline).await,
+            result => result,
+        }
+    }
+
+    async fn join(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<OpenBlob, PullError> {
+        let fillers = &self.inner.fillers;
+        let joined = fillers.table.join(digest, origin);
+        if let Some(far) = joined.begun {
+            fillers.start(&joined.waiter.transfer, far);
+        }
+        blob::in_time(deadline, joined.waiter.confirmed()).await??;
+        Ok(OpenBlob::growing(origin.clone(), deadline, joined.waiter))
+    }
+
+    /// Returns what a `HEAD` of a blob tells, without fetching it.
+    ///
+    /// The upstream is asked for one byte, because some refuse `HEAD` (contract U8).
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    pub async fn blob_head(&self, origin: &Origin, digest: &Digest) -> Result<BlobHead, PullError> {
+        if let Some(blob) = self.inner.store.blob(digest).await? {
+            return Ok(BlobHead {
+                size: Some(blob.size()),
+                source: Source::Local,
+            });
+        }
+        let transfer = self.inner.fillers.table.get(digest);
+        if let Some(size) = transfer.and_then(|transfer| {
+            let state = transfer.state();
+            state.size.filter(|_| state.is_confirmed())
+        }) {
+            return Ok(BlobHead {
+                size: Some(size),
+                source: Source::Upstream,
+            });
+        }
+        let subject = digest.to_string();
+        self.inner.negative.check(origin, &subject)?;
+        let Origin {
+            upstream,
+            repository,
+        } = origin;
+        let deadline = Instant::now() + HEADER_BUDGET;
+        let probed = upstream.probe_blob(repository, digest, deadline).await;
+        let size = probed.map_err(PullError::from).inspect_err(|error| {
+            self.inner.negative.remember(origin, &subject, error);
+        })?;
+        Ok(BlobHead {
+            size,
+            source: Source::Upstream,
+        })
+    }
+
+    /// Returns a page of a repository's tags; `query` is passed to the upstream.
+    ///
+    /// # Errors
+    /// Why the upstream does not give it.
+    /// Source: OCI Distribution Spec end-8.
+    pub async fn tags(&self, origin: &Origin, query: &str) -> Result<TagsAnswer, PullError> {
+        self.inner.listings.tags(origin, query).await
+    }
+
+    /// Returns a page of the manifests that refer to a digest; `query` is passed to the upstream.
+    ///
+    /// # Errors
+    /// Why the upstream does not give it; never an empty list instead.
+    /// Source: OCI Distribution Spec end-12.
+    pub async fn referrers(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        query: &str,
+    ) -> Result<ReferrersAnswer, PullError> {
+        self.inner.listings.referrers(origin, digest, query).await
+    }
+
+    /// Lists the repositories that content was fetched from, as `upstream/repository`, sorted.
+    pub async fn repositories(&self) -> Vec<String> {
+        self.inner.store.repositories().await
+    }
+
+    /// Returns what is under way.
+    pub fn status(&self) -> Status {
+        let transfers = self.inner.fillers.table.all();
+        Status {
+            transfers: transfers.iter().map(|transfer| transfer.status()).collect(),
+        }
+    }
+
+    /// Registers the room's metrics.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.inner.metrics.register(registry);
+    }
+}
+
+/// What the pull room is doing.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Blobs on their way to this node, in no order.
+    pub transfers: Vec<TransferStatus>,
+}
+
+/// One blob on its way.
+#[derive(Clone, Debug, Serialize)]
+pub struct TransferStatus {
+    /// The blob.
+    pub digest: Digest,
+    /// Repositories that were named for it, as `upstream/repository`.
+    pub origins: Vec<String>,
+    /// Its size, once known.
+    pub size_bytes: Option<u64>,
+    /// Bytes that are here.
+    pub received_bytes: u64,
+    /// Whether it cannot be stored and is only passed on.
+    pub relayed: bool,
+    /// Clients that wait for it.
+    pub waiters: usize,
+    /// Time since it began.
+    pub age_seconds: u64,
+}

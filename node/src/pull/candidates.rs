@@ -1,0 +1,99 @@
+//! The origins of one fetch: who may supply it, who was tried, who said no.
+//!
+//! A fetch is keyed by digest, and each waiter adds the origin it named. The fetch fails only
+//! when all of them have failed; a refusal is told only to those who named the origin that
+//! refused. Decisions only; no I/O.
+
+use crate::store::Provenance;
+
+use super::error::PullError;
+use super::origin::Origin;
+
+/// Most origins that one fetch considers; further waiters only wait.
+const MAX_CANDIDATES: usize = 16;
+
+/// The origins of one fetch, in the order in which they were named.
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    entries: Vec<Candidate>,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    origin: Origin,
+    provenance: Provenance,
+    failure: Option<PullError>,
+}
+
+impl Candidates {
+    /// Adds an origin unless it is there.
+    pub(super) fn add(&mut self, origin: &Origin) {
+        let provenance = origin.provenance();
+        let known = self
+            .entries
+            .iter()
+            .any(|entry| entry.provenance == provenance);
+        if !known && self.entries.len() < MAX_CANDIDATES {
+            self.entries.push(Candidate {
+                origin: origin.clone(),
+                provenance,
+                failure: None,
+            });
+        }
+    }
+
+    /// Returns the first origin that has not failed.
+    pub(super) fn next(&self) -> Option<Origin> {
+        let untried = self.entries.iter().find(|entry| entry.failure.is_none());
+        untried.map(|entry| entry.origin.clone())
+    }
+
+    /// Lists the origins as `upstream/repository`.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.entries
+            .iter()
+            .map(|entry| entry.origin.to_string())
+            .collect()
+    }
+
+    /// Records that an origin failed.
+    pub(super) fn fail(&mut self, origin: &Origin, error: PullError) {
+        let provenance = origin.provenance();
+        let entry = self
+            .entries
+            .iter_mut()
+            .find(|entry| entry.provenance == provenance);
+        if let Some(entry) = entry {
+            entry.failure = Some(error);
+        }
+    }
+
+    /// Returns the final answer of the origin that a waiter named: a refusal, or a rate limit.
+    pub(super) fn refusal(&self, provenance: &Provenance) -> Option<&PullError> {
+        let entry = self
+            .entries
+            .iter()
+            .find(|entry| entry.provenance == *provenance)?;
+        entry.failure.as_ref().filter(|error| is_own(error))
+    }
+
+    /// Returns the error for waiters whose own origin gave no final answer.
+    ///
+    /// A failure that may pass is preferred to another provenance's refusal.
+    pub(super) fn last_error(&self) -> Option<&PullError> {
+        let failures = || {
+            self.entries
+                .iter()
+                .filter_map(|entry| entry.failure.as_ref())
+        };
+        failures()
+            .find(|error| !is_own(error))
+            .or_else(|| failures().next())
+    }
+}
+
+/// Whether an error says something about one provenance only.
+fn is_own(error: &PullError) -> bool {
+    use crate::upstream::FetchError;
+    error.is_denial() || matches!(error, PullError::Fetch(FetchError::RateLimited { .. }))
+}

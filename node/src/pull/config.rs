@@ -1,0 +1,51 @@
+//! How long answers may be used, and how long a client waits.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::upstream::TagRule;
+
+/// Settings of the pull room.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Tag rules of each upstream by its name, first match wins.
+    pub upstream_tags: HashMap<String, Vec<TagRule>>,
+    /// Tag rules behind the upstream's own.
+    pub tags: Vec<TagRule>,
+    /// Lifetime of a `ttl` rule that states none.
+    pub default_ttl: Duration,
+    /// How long a request waits for the check of a stale `ttl` tag before the known answer goes
+    /// out and the check goes on behind it.
+    pub revalidate: Duration,
+    /// Age up to which a known answer may go out because the check is slow.
+    pub stale_slow: Duration,
+    /// Age up to which a known answer may go out because the upstream is away or limits the rate.
+    pub stale_away: Duration,
+    /// Whether a known answer may go out although the upstream now answers 401, 403 or 404.
+    pub stale_denied: bool,
+    /// How long a refusal is remembered; at most [`Config::MAX_NEGATIVE_TTL`].
+    pub negative_ttl: Duration,
+}
+
+impl Config {
+    /// Lifetime of tags without any rule.
+    pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
+
+    /// Longest time that a refusal may be remembered: what was just pushed must be found soon.
+    pub const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(60);
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            upstream_tags: HashMap::new(),
+            tags: Vec::new(),
+            default_ttl: Self::DEFAULT_TTL,
+            revalidate: Duration::from_secs(1),
+            stale_slow: Duration::from_secs(3_600),
+            stale_away: Duration::from_secs(30 * 24 * 3_600),
+            stale_denied: false,
+            negative_ttl: Duration::from_secs(30),
+        }
+    }
+}

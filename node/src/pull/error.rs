@@ -1,0 +1,84 @@
+//! Why a pull failed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_protocol::oci::Digest;
+
+use crate::store::StoreError;
+use crate::upstream::{Fault, FetchError, Retry};
+
+/// Why content cannot be given; cheap to clone, so that every waiter can have it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PullError {
+    /// The upstream did not give it.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The upstream is away and not everything under this manifest is here, so handing it out
+    /// would promise what cannot be kept.
+    #[error("the upstream is away and {missing} of the blobs under {digest} are not here")]
+    Incomplete {
+        /// The manifest.
+        digest: Digest,
+        /// How many of its blobs are missing, or of the best image's in an index.
+        missing: usize,
+    },
+    /// No first byte in time; the fetch goes on for whoever asks next.
+    #[error("no answer within {waited:?}")]
+    Late {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// What arrived is not what the digest promises.
+    #[error("the bytes received for {expected} have the digest {actual}")]
+    Corrupt {
+        /// What was asked for.
+        expected: Digest,
+        /// What arrived.
+        actual: Digest,
+    },
+    /// This reader is slower than the bounded window of content that cannot be stored.
+    #[error("read too slowly for content that is relayed without being stored")]
+    FellBehind,
+    /// The fetch was stopped: the node is draining, or nobody waited for it.
+    #[error("the fetch was stopped")]
+    Stopped,
+    /// The disk failed.
+    #[error("the store failed")]
+    Store(#[source] Arc<StoreError>),
+    /// A stored file cannot be read.
+    #[error("cannot read stored content")]
+    Read(#[source] Arc<std::io::Error>),
+}
+
+impl PullError {
+    /// Returns who is at fault.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Fetch(error) => error.fault(),
+            Self::Incomplete { .. } | Self::Late { .. } | Self::Corrupt { .. } => Fault::Upstream,
+            Self::FellBehind => Fault::Client,
+            Self::Stopped | Self::Store(_) | Self::Read(_) => Fault::Local,
+        }
+    }
+
+    /// Returns what can help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Fetch(error) => error.retry(),
+            Self::Corrupt { .. } => Retry::OtherSourceNow,
+            _ => Retry::SameSourceLater,
+        }
+    }
+
+    /// Whether the upstream itself said no to this provenance.
+    pub fn is_denial(&self) -> bool {
+        matches!(self, Self::Fetch(error) if error.is_denial())
+    }
+}
+
+impl From<StoreError> for PullError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}

@@ -1,0 +1,188 @@
+//! How long an answer for a tag may be used: rules by pattern, and what they mean for one record.
+//!
+//! Decisions only: the time is an argument.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use millrace_protocol::oci::{RepositoryName, Tag};
+use wildmatch::WildMatch;
+
+use crate::store::TagRecord;
+use crate::upstream::{TagPolicy, TagRule};
+
+use super::config::Config;
+
+/// What may be done with a known answer for one tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Policy {
+    /// The tag never moves: a known answer is good for ever.
+    Immutable,
+    /// Fresh for this long, then checked.
+    Ttl(Duration),
+    /// Checked on every request, and never answered without the upstream.
+    Always,
+}
+
+/// What a record is worth now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Freshness {
+    /// To be used as it is.
+    Fresh,
+    /// To be checked first.
+    Stale {
+        /// Whether it may go out when the check is slow.
+        if_slow: bool,
+        /// Whether it may go out when the upstream is away or limits the rate.
+        if_away: bool,
+    },
+}
+
+/// The rules of all upstreams.
+#[derive(Debug)]
+pub(super) struct Policies {
+    by_upstream: HashMap<String, Vec<Rule>>,
+    general: Vec<Rule>,
+    stale_slow: Duration,
+    stale_away: Duration,
+}
+
+#[derive(Debug)]
+struct Rule {
+    pattern: WildMatch,
+    /// Whether the pattern is over `repository:tag` rather than the repository alone.
+    with_tag: bool,
+    policy: Policy,
+}
+
+impl Rule {
+    fn new(rule: &TagRule, default_ttl: Duration) -> Self {
+        Self {
+            pattern: WildMatch::new(&rule.pattern),
+            with_tag: rule.pattern.contains(':'),
+            policy: match rule.policy {
+                TagPolicy::Immutable => Policy::Immutable,
+                TagPolicy::Ttl => Policy::Ttl(rule.ttl.unwrap_or(default_ttl)),
+                TagPolicy::Always => Policy::Always,
+            },
+        }
+    }
+
+    fn matches(&self, repository: &RepositoryName, tag: &Tag) -> bool {
+        if self.with_tag {
+            self.pattern.matches(&format!("{repository}:{tag}"))
+        } else {
+            self.pattern.matches(repository.as_str())
+        }
+    }
+}
+
+impl Policies {
+    pub(super) fn new(config: &Config) -> Self {
+        let rules = |rules: &[TagRule]| {
+            let rules = rules.iter();
+            rules
+                .map(|rule| Rule::new(rule, config.default_ttl))
+                .collect()
+        };
+        Self {
+            by_upstream: config
+                .upstream_tags
+                .iter()
+                .map(|(name, tags)| (name.clone(), rules(tags)))
+                .collect(),
+            general: rules(&config.tags),
+            stale_slow: config.stale_slow,
+            stale_away: config.stale_away,
+        }
+    }
+
+    /// Returns the policy of a tag: the upstream's first rule that matches, else the first
+    /// general one, else a plain lifetime.
+    pub(super) fn of(&self, upstream: &str, repository: &RepositoryName, tag: &Tag) -> Policy {
+        let own = self.by_upstream.get(upstream).into_iter().flatten();
+        let mut rules = own.chain(&self.general);
+        let rule = rules.find(|rule| rule.matches(repository, tag));
+        rule.map_or(Policy::Ttl(Config::DEFAULT_TTL), |rule| rule.policy)
+    }
+
+    /// Returns what a record is worth at `now`, in seconds since 1970.
+    ///
+    /// A clock that was set back makes a record from the future count as just checked.
+    pub(super) fn freshness(&self, policy: Policy, record: &TagRecord, now: u64) -> Freshness {
+        let age = Duration::from_secs(now.saturating_sub(record.checked_at));
+        match policy {
+            Policy::Immutable => Freshness::Fresh,
+            Policy::Ttl(ttl) if age < ttl => Freshness::Fresh,
+            Policy::Ttl(_) => Freshness::Stale {
+                if_slow: age <= self.stale_slow,
+                if_away: age <= self.stale_away,
+            },
+            Policy::Always => Freshness::Stale {
+                if_slow: false,
+                if_away: false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millrace_protocol::oci::{Algorithm, Digest};
+
+    fn rule(pattern: &str, policy: TagPolicy, ttl: Option<u64>) -> TagRule {
+        TagRule {
+            pattern: pattern.into(),
+            policy,
+            ttl: ttl.map(Duration::from_secs),
+        }
+    }
+
+    fn policies() -> Policies {
+        let own = vec![
+            rule("release/*", TagPolicy::Immutable, None),
+            rule("*:nightly-*", TagPolicy::Always, None),
+        ];
+        Policies::new(&Config {
+            upstream_tags: HashMap::from([("corp".to_owned(), own)]),
+            tags: vec![rule("*", TagPolicy::Ttl, Some(60))],
+            stale_slow: Duration::from_secs(3_600),
+            stale_away: Duration::from_secs(7_200),
+            ..Config::default()
+        })
+    }
+
+    fn of(upstream: &str, repository: &str, tag: &str) -> Policy {
+        let repository = repository.parse().expect("valid name");
+        policies().of(upstream, &repository, &tag.parse().expect("valid tag"))
+    }
+
+    #[test]
+    fn the_first_rule_of_the_upstream_wins() {
+        let minute = Policy::Ttl(Duration::from_secs(60));
+        assert_eq!(of("corp", "release/app", "nightly-1"), Policy::Immutable);
+        assert_eq!(of("corp", "team/app", "nightly-1"), Policy::Always);
+        assert_eq!(of("corp", "team/app", "latest"), minute);
+        assert_eq!(of("docker.io", "release/app", "latest"), minute);
+    }
+
+    #[test]
+    fn records_age() {
+        let record = TagRecord {
+            digest: Digest::of(Algorithm::Sha256, b""),
+            resolved_at: 0,
+            checked_at: 1_000,
+        };
+        let stale = |if_slow, if_away| Freshness::Stale { if_slow, if_away };
+        let ttl = Policy::Ttl(Duration::from_secs(60));
+        let at = |policy, now| policies().freshness(policy, &record, now);
+        assert_eq!(at(ttl, 1_059), Freshness::Fresh);
+        assert_eq!(at(ttl, 500), Freshness::Fresh, "the clock was set back");
+        assert_eq!(at(ttl, 1_060), stale(true, true));
+        assert_eq!(at(ttl, 4_601), stale(false, true));
+        assert_eq!(at(ttl, 8_201), stale(false, false));
+        assert_eq!(at(Policy::Immutable, u64::MAX), Freshness::Fresh);
+        assert_eq!(at(Policy::Always, 1_000), stale(false, false));
+    }
+}

@@ -1,0 +1,248 @@
+//! Where the bytes of one transfer go: hashed in order, and written to a part while the disk has
+//! room, else passed through a bounded window.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_protocol::oci::{Digest, Hasher};
+use parking_lot::Mutex;
+use rangemap::RangeSet;
+
+use crate::store::{FileReader, Part, PartWriter, Sidecar, Store, StoreError};
+
+/// How much of what was written out of order is hashed behind each write, in bytes.
+const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Size of the buffer through which written bytes are read again for hashing.
+const REREAD_BYTES: usize = 256 * 1024;
+
+/// Step in which space is reserved while the size is unknown, in bytes.
+const RESERVE_STEP_BYTES: u64 = 64 * 1024 * 1024;
+
+/// The receiving end of one transfer.
+#[derive(Debug)]
+pub(super) struct Sink {
+    digest: Digest,
+    part: tokio::sync::Mutex<Option<Part>>,
+    writer: Mutex<Option<PartWriter>>,
+    progress: Arc<Mutex<Verification>>,
+}
+
+/// The digest in the making.
+#[derive(Debug)]
+struct Verification {
+    hasher: Hasher,
+    hashed: u64,
+}
+
+/// How a batch was taken.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// It is in the file.
+    Written,
+    /// It is only hashed; it goes to readers through the window.
+    Relayed(Vec<Bytes>),
+}
+
+impl Sink {
+    /// Opens the part of a digest, or goes without one when the disk has no room for it.
+    pub(super) async fn open(store: &Store, digest: &Digest) -> Result<Self, StoreError> {
+        let part = match store.part(digest).await {
+            Ok(part) => Some(part),
+            Err(error) if error.is_full() => None,
+            Err(error) => return Err(error),
+        };
+        let verification = Verification {
+            hasher: digest.algorithm().hasher(),
+            hashed: 0,
+        };
+        Ok(Self {
+            digest: *digest,
+            writer: Mutex::new(part.as_ref().map(Part::writer)),
+            part: tokio::sync::Mutex::new(part),
+            progress: Arc::new(Mutex::new(verification)),
+        })
+    }
+
+    /// Returns what an earlier transfer left on disk, and a reader of the file.
+    pub(super) async fn saved(&self) -> Option<(RangeSet<u64>, FileReader)> {
+        let part = self.part.lock().await;
+        let part = part.as_ref()?;
+        Some((part.saved().clone(), part.reader()))
+    }
+
+    pub(super) fn is_relaying(&self) -> bool {
+        self.writer.lock().is_none()
+    }
+
+    /// Makes sure that the disk has room up to `size`, or up to a step beyond `position` while
+    /// the size is unknown. Returns whether the blob is stored.
+    pub(super) async fn reserve(
+        &self,
+        size: Option<u64>,
+        position: u64,
+    ) -> Result<bool, StoreError> {
+        let mut part = self.part.lock().await;
+        let Some(open) = part.as_mut() else {
+            return Ok(false);
+        };
+        let steps = position / RESERVE_STEP_BYTES + 1;
+        let total = size.unwrap_or(steps * RESERVE_STEP_BYTES);
+        match open.reserve(total).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_full() => {
+                tracing::warn!(
+                    blob.digest = %self.digest, %error,
+                    "the store has no room: the blob is relayed without being kept"
+                );
+                drop(part);
+                self.stop_storing().await;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the bytes at `offset`; `written` is what the file has already.
+    ///
+    /// # Errors
+    /// The disk failed. A full disk is no error while bytes come in order: they are relayed.
+    pub(super) async fn take(
+        &self,
+        offset: u64,
+        chunks: Vec<Bytes>,
+        written: RangeSet<u64>,
+    ) -> Result<Taken, StoreError> {
+        let writer = self.writer.lock().clone();
+        let Some(writer) = writer else {
+            return Ok(self.relay(offset, chunks).await);
+        };
+        let progress = Arc::clone(&self.progress);
+        let (result, chunks) = blocking(move || {
+            let result = writer.write(offset, &chunks).and_then(|()| {
+                let mut progress = progress.lock();
+                progress.add(offset, &chunks);
+                progress.catch_up(&writer, &written, BACKLOG_BYTES)
+            });
+            (result, chunks)
+        })
+        .await;
+        match result {
+            Ok(()) => Ok(Taken::Written),
+            Err(error) if error.is_full() && self.progress.lock().hashed == offset => {
+                tracing::warn!(
+                    blob.digest = %self.digest, %error,
+                    "the disk is full: the rest of the blob is relayed without being kept"
+                );
+                self.stop_storing().await;
+                Ok(self.relay(offset, chunks).await)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn relay(&self, offset: u64, chunks: Vec<Bytes>) -> Taken {
+        let progress = Arc::clone(&self.progress);
+        blocking(move || {
+            progress.lock().add(offset, &chunks);
+            Taken::Relayed(chunks)
+        })
+        .await
+    }
+
+    /// Hashes whatever is written and not hashed yet, and returns the digest of the whole.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is shorter than `size`.
+    pub(super) async fn finish(
+        &self,
+        size: u64,
+        written: RangeSet<u64>,
+    ) -> Result<Digest, StoreError> {
+        let writer = self.writer.lock().clone();
+        let progress = Arc::clone(&self.progress);
+        blocking(move || {
+            let mut progress = progress.lock();
+            if let Some(writer) = writer {
+                progress.catch_up(&writer, &written, size)?;
+            }
+            Ok(progress.hasher.clone().finish())
+        })
+        .await
+    }
+
+    /// Makes the verified blob visible; does nothing when it was relayed.
+    ///
+    /// # Errors
+    /// A file operation failed; the blob is not kept then.
+    pub(super) async fn commit(&self, sidecar: Sidecar) -> Result<(), StoreError> {
+        match self.part.lock().await.take() {
+            Some(part) => part.commit(sidecar).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps what was written for a later transfer.
+    ///
+    /// # Errors
+    /// A file operation failed; nothing is kept then.
+    pub(super) async fn suspend(&self, written: RangeSet<u64>) -> Result<(), StoreError> {
+        match self.part.lock().await.take() {
+            Some(part) if !written.is_empty() => part.suspend(written).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn stop_storing(&self) {
+        *self.writer.lock() = None;
+        // Dropping the part removes the file; readers that have it open keep what it holds.
+        self.part.lock().await.take();
+    }
+}
+
+impl Verification {
+    /// Adds bytes if they are the next ones.
+    fn add(&mut self, offset: u64, chunks: &[Bytes]) {
+        if offset != self.hashed {
+            return;
+        }
+        for chunk in chunks {
+            self.hasher.update(chunk);
+            self.hashed += chunk.len() as u64;
+        }
+    }
+
+    /// Hashes at most about `limit` bytes that were written out of order; blocks.
+    fn catch_up(
+        &mut self,
+        writer: &PartWriter,
+        written: &RangeSet<u64>,
+        limit: u64,
+    ) -> Result<(), StoreError> {
+        let mut buffer = Vec::new();
+        let stop = self.hashed.saturating_add(limit);
+        while self.hashed < stop
+            && let Some(range) = written.get(&self.hashed)
+        {
+            buffer.resize(REREAD_BYTES, 0);
+            let length = (range.end - self.hashed).min(REREAD_BYTES as u64);
+            let piece = &mut buffer[..usize::try_from(length).expect("at most REREAD_BYTES")];
+            writer.read(self.hashed, piece)?;
+            self.hasher.update(piece);
+            self.hashed += length;
+        }
+        Ok(())
+    }
+}
+
+/// Runs hashing and writing on the blocking pool.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is gone, and with it whoever waits here.
+            Err(_cancelled) => std::future::pending().await,
+        },
+    }
+}

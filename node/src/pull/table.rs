@@ -1,0 +1,89 @@
+//! The transfers that are under way, one per digest.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use millrace_protocol::oci::Digest;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::error::PullError;
+use super::origin::Origin;
+use super::transfer::{Phase, Transfer, Waiter};
+
+/// The in-flight table; clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table {
+    transfers: Arc<Mutex<HashMap<Digest, Arc<Transfer>>>>,
+}
+
+/// A transfer that was joined.
+pub(super) struct Joined {
+    pub(super) waiter: Waiter,
+    /// The new transfer's queue of far ranges, when the caller has to start its filler.
+    pub(super) begun: Option<mpsc::Receiver<u64>>,
+}
+
+impl Table {
+    /// Joins the transfer of a digest, or enters a new one.
+    pub(super) fn join(&self, digest: &Digest, origin: &Origin) -> Joined {
+        let mut transfers = self.transfers.lock();
+        if let Some(transfer) = transfers.get(digest) {
+            return Joined {
+                waiter: transfer.join(origin),
+                begun: None,
+            };
+        }
+        let (transfer, far) = Transfer::new(*digest);
+        let waiter = transfer.join(origin);
+        transfers.insert(*digest, transfer);
+        Joined {
+            waiter,
+            begun: Some(far),
+        }
+    }
+
+    /// Returns the transfer of a digest if one is under way.
+    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<Transfer>> {
+        self.transfers.lock().get(digest).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Transfer>> {
+        self.transfers.lock().values().cloned().collect()
+    }
+
+    /// Returns the next origin to try.
+    ///
+    /// # Errors
+    /// The transfer's error when all origins failed. It is out of the table then, so that nobody
+    /// can join with an origin that would never be tried.
+    pub(super) fn next_candidate(&self, transfer: &Arc<Transfer>) -> Result<Origin, PullError> {
+        let mut transfers = self.transfers.lock();
+        let candidates = transfer.candidates();
+        if let Some(origin) = candidates.next() {
+            return Ok(origin);
+        }
+        transfers.remove(&transfer.digest);
+        Err(candidates
+            .last_error()
+            .cloned()
+            .unwrap_or(PullError::Stopped))
+    }
+
+    /// Takes a transfer out whose blob is stored, or was relayed to the end.
+    pub(super) fn remove(&self, transfer: &Arc<Transfer>) {
+        let mut transfers = self.transfers.lock();
+        if transfers
+            .get(&transfer.digest)
+            .is_some_and(|known| Arc::ptr_eq(known, transfer))
+        {
+            transfers.remove(&transfer.digest);
+        }
+    }
+
+    /// Takes a transfer out and lets its waiters see why it failed.
+    pub(super) fn fail(&self, transfer: &Arc<Transfer>, error: PullError) {
+        self.remove(transfer);
+        transfer.change(|state| state.phase = Phase::Failed(error));
+    }
+}
