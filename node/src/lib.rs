@@ -12,6 +12,7 @@
 //! ```
 
 pub mod pull;
+pub mod registry;
 pub mod store;
 pub mod task;
 pub mod telemetry;

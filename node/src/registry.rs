@@ -1,0 +1,72 @@
+//! The clients' door: the registry API over HTTP/1.1.
+//!
+//! A request goes through the files like this: `serve` accepts connections, `connection` carries
+//! one and `activity` watches it; `routes` takes the URL apart and chooses `manifests`, `blobs`
+//! (with `multipart`), `tags` or `referrers`, which ask the pull room; `conditional` knows
+//! validators; `respond` turns every failure into what moves this client on; `body` counts the
+//! bytes on their way out and writes the access log.
+//!
+//! This room decides nothing about where content comes from, and reads nothing that a client
+//! sends beside the head of its requests.
+
+mod activity;
+mod blobs;
+mod body;
+mod conditional;
+mod config;
+mod connection;
+mod manifests;
+mod metrics;
+mod multipart;
+mod referrers;
+mod respond;
+mod routes;
+mod serve;
+mod tags;
+
+use std::sync::Arc;
+
+use crate::pull::Puller;
+use crate::upstream::{Upstream, Upstreams};
+
+pub use body::Body;
+pub use config::{Config, UnavailableBlob};
+pub use serve::{Running, listen};
+
+use metrics::Metrics;
+
+/// The registry API of one node; clones share it.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    upstreams: Upstreams,
+    default_upstream: Upstream,
+    puller: Puller,
+    metrics: Metrics,
+}
+
+impl Registry {
+    /// Builds the room; [`Registry::serve`] opens it.
+    pub fn new(config: Config, puller: Puller, upstreams: Upstreams) -> Self {
+        let inner = Inner {
+            config,
+            default_upstream: upstreams.default_upstream(),
+            upstreams,
+            puller,
+            metrics: Metrics::default(),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Registers the room's metrics.
+    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.inner.metrics.register(registry);
+    }
+}

@@ -1,0 +1,370 @@
+//! Answers, and the one place where errors become HTTP.
+//!
+//! What a client is told decides whether it goes to its next registry, tries again, or gives up;
+//! the mapping is CLIENT-CONTRACT F3 to F6. An upstream's 401, 403 or 429 is never passed on.
+
+use std::error::Error;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName,
+    HeaderValue, USER_AGENT,
+};
+use http::{Method, StatusCode};
+use millrace_protocol::byte_range::ContentRange;
+use millrace_protocol::oci::{ERROR_MEDIA_TYPE, ErrorCode};
+
+use crate::pull::{PullError, Source};
+use crate::upstream::FetchError;
+
+use super::body::Content;
+use super::config::UnavailableBlob;
+
+/// Digest of the content, which all clients check.
+pub(super) static DOCKER_CONTENT_DIGEST: HeaderName =
+    HeaderName::from_static("docker-content-digest");
+/// Version of the API; old clients look for it.
+pub(super) static API_VERSION: HeaderName =
+    HeaderName::from_static("docker-distribution-api-version");
+/// Name of the upstream that the request was resolved to.
+pub(super) static OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+/// What a list of referrers was filtered by.
+pub(super) static OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+/// Where the content comes from.
+pub(super) static MILLRACE_SOURCE: HeaderName = HeaderName::from_static("x-millrace-source");
+
+/// Content under a digest never changes.
+pub(super) static IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
+
+/// An answer before it is counted and logged.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) content: Content,
+    pub(super) source: Option<Source>,
+    /// Why this node could not answer, for the log.
+    pub(super) trouble: Option<String>,
+}
+
+impl Answer {
+    /// Makes an answer without content and without headers.
+    pub(super) fn new(status: StatusCode) -> Self {
+        Self {
+            status,
+            // Enough for a blob's headers without growing.
+            headers: HeaderMap::with_capacity(12),
+            content: Content::Empty,
+            source: None,
+            trouble: None,
+        }
+    }
+
+    /// Makes an answer of bytes in memory.
+    pub(super) fn full(status: StatusCode, media_type: HeaderValue, bytes: Bytes) -> Self {
+        let mut answer = Self::new(status);
+        answer.headers.insert(CONTENT_TYPE, media_type);
+        answer.headers.insert(CONTENT_LENGTH, bytes.len().into());
+        answer.content = Content::Full(bytes);
+        answer
+    }
+
+    /// Makes an answer of JSON.
+    pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Self {
+        let media_type = HeaderValue::from_static(ERROR_MEDIA_TYPE);
+        Self::full(status, media_type, body.into())
+    }
+
+    /// States where the content comes from.
+    pub(super) fn from(mut self, source: Source) -> Self {
+        let value = HeaderValue::from_static(source.as_str());
+        self.headers.insert(&MILLRACE_SOURCE, value);
+        self.source = Some(source);
+        self
+    }
+}
+
+/// What a client wanted when something failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Manifest,
+    Blob,
+    Tags,
+    Referrers,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The request itself is at fault.
+    Refused(ErrorCode, Option<String>),
+    /// Only `GET` and `HEAD` exist here.
+    Method,
+    /// The one range asked for is outside a blob of this size.
+    Range(u64),
+    /// The pull failed.
+    Pull(Wanted, PullError),
+}
+
+impl Failure {
+    /// Refuses a request without saying more than the code does.
+    pub(super) fn code(code: ErrorCode) -> Self {
+        Self::Refused(code, None)
+    }
+
+    /// Refuses a request, with a text for people.
+    pub(super) fn because(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self::Refused(code, Some(detail.into()))
+    }
+}
+
+/// Turns a failure into the answer that moves this client on.
+pub(super) fn respond(
+    failure: &Failure,
+    policy: UnavailableBlob,
+    request_headers: &HeaderMap,
+) -> Answer {
+    match failure {
+        Failure::Refused(code, detail) => error(*code, detail.as_deref()),
+        Failure::Method => {
+            let mut answer = error(ErrorCode::Unsupported, None);
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            answer.headers.insert(ALLOW, allowed);
+            answer
+        }
+        Failure::Range(size) => unsatisfiable(*size),
+        Failure::Pull(wanted, failure) => {
+            let code = verdict(*wanted, failure, || hides_outage(policy, request_headers));
+            let mut answer = error(code, Some(&failure.to_string()));
+            answer.trouble = (!failure.is_denial()).then(|| with_causes(failure));
+            answer
+        }
+    }
+}
+
+/// Chooses the code for a pull that failed (F3). `hides_outage` says whether this client is told
+/// that a blob does not exist when it only cannot be had right now (F4).
+fn verdict(wanted: Wanted, failure: &PullError, hides_outage: impl Fn() -> bool) -> ErrorCode {
+    match (failure, wanted) {
+        (PullError::Fetch(FetchError::NotFound { .. }), Wanted::Manifest | Wanted::Referrers) => {
+            ErrorCode::ManifestUnknown
+        }
+        (
+            PullError::Fetch(FetchError::NotFound { .. } | FetchError::Denied { .. }),
+            Wanted::Blob,
+        ) => ErrorCode::BlobUnknown,
+        (PullError::Fetch(FetchError::NotFound { .. } | FetchError::Denied { .. }), _) => {
+            ErrorCode::NameUnknown
+        }
+        // Our own overload: another registry would be asked for everything we hold.
+        (PullError::Fetch(FetchError::Busy { .. }), _) => ErrorCode::Unavailable,
+        (_, Wanted::Blob) if hides_outage() => ErrorCode::BlobUnknown,
+        _ => ErrorCode::Unavailable,
+    }
+}
+
+/// Whether this client moves on only after a 404: dockerd repeats a blob's 503 for a minute.
+fn hides_outage(policy: UnavailableBlob, request_headers: &HeaderMap) -> bool {
+    match policy {
+        UnavailableBlob::NotFound => true,
+        UnavailableBlob::Unavailable => false,
+        UnavailableBlob::Auto => request_headers
+            .get(USER_AGENT)
+            .is_some_and(|agent| agent.as_bytes().starts_with(b"docker/")),
+    }
+}
+
+fn error(code: ErrorCode, detail: Option<&str>) -> Answer {
+    let status = StatusCode::from_u16(code.status()).expect("the table holds valid statuses");
+    Answer::json(status, code.body(detail))
+}
+
+/// Source: RFC 9110 section 15.5.17; CLIENT-CONTRACT B4.
+fn unsatisfiable(size: u64) -> Answer {
+    let detail = "the range is outside the blob";
+    let body = ErrorCode::SizeInvalid.body(Some(detail));
+    let mut answer = Answer::json(StatusCode::RANGE_NOT_SATISFIABLE, body);
+    let range = ContentRange { range: None, size };
+    answer.headers.insert(CONTENT_RANGE, content_range(&range));
+    let unit = HeaderValue::from_static("bytes");
+    answer.headers.insert(ACCEPT_RANGES, unit);
+    answer
+}
+
+/// Writes the value of `Content-Range`.
+pub(super) fn content_range(range: &ContentRange) -> HeaderValue {
+    HeaderValue::try_from(range.to_string()).expect("digits and punctuation")
+}
+
+/// An error and what is behind it, for the log.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Whether a client may use this method.
+pub(super) fn is_allowed(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::upstream::error::{Limit, Outage, Subject};
+
+    fn headers(agent: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(agent))])
+    }
+
+    fn told(wanted: Wanted, failure: PullError, agent: &'static str) -> String {
+        let failure = Failure::Pull(wanted, failure);
+        let answer = respond(&failure, UnavailableBlob::Auto, &headers(agent));
+        assert_eq!(answer.headers.get("retry-after"), None);
+        assert_eq!(answer.headers.get("www-authenticate"), None);
+        assert_eq!(answer.headers[CONTENT_TYPE], "application/json");
+        let Content::Full(body) = &answer.content else {
+            panic!("an error has a body");
+        };
+        let json: serde_json::Value = serde_json::from_slice(body).expect("valid JSON");
+        let code = json["errors"][0]["code"].as_str().expect("a code");
+        assert!(json["errors"][0]["detail"].is_string());
+        format!("{} {code}", answer.status.as_u16())
+    }
+
+    fn upstream() -> Arc<str> {
+        Arc::from("docker.io")
+    }
+
+    fn subject() -> Arc<Subject> {
+        Arc::new(Subject::Tags("library/alpine".parse().expect("a name")))
+    }
+
+    fn not_found() -> PullError {
+        let (upstream, subject) = (upstream(), subject());
+        FetchError::NotFound { upstream, subject }.into()
+    }
+
+    fn denied() -> PullError {
+        FetchError::Denied {
+            upstream: upstream(),
+            subject: subject(),
+            status: 401,
+        }
+        .into()
+    }
+
+    fn outages() -> Vec<PullError> {
+        let unavailable = |reason| FetchError::Unavailable {
+            upstream: upstream(),
+            reason,
+        };
+        vec![
+            FetchError::RateLimited {
+                upstream: upstream(),
+                limit: Limit::Pulls,
+                retry_at: None,
+            }
+            .into(),
+            unavailable(Outage::Status(502)).into(),
+            unavailable(Outage::Connect("refused".into())).into(),
+            unavailable(Outage::BreakerOpen).into(),
+            PullError::Late {
+                waited: Duration::from_secs(20),
+            },
+            PullError::Stopped,
+        ]
+    }
+
+    #[test]
+    fn what_the_upstream_has_not_is_unknown_here() {
+        for (wanted, answer) in [
+            (Wanted::Manifest, "404 MANIFEST_UNKNOWN"),
+            (Wanted::Blob, "404 BLOB_UNKNOWN"),
+            (Wanted::Tags, "404 NAME_UNKNOWN"),
+            (Wanted::Referrers, "404 MANIFEST_UNKNOWN"),
+        ] {
+            assert_eq!(told(wanted, not_found(), "curl/8"), answer);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_upstream_is_not_passed_on() {
+        for (wanted, answer) in [
+            (Wanted::Manifest, "404 NAME_UNKNOWN"),
+            (Wanted::Blob, "404 BLOB_UNKNOWN"),
+            (Wanted::Tags, "404 NAME_UNKNOWN"),
+            (Wanted::Referrers, "404 NAME_UNKNOWN"),
+        ] {
+            assert_eq!(told(wanted, denied(), "curl/8"), answer);
+        }
+    }
+
+    #[test]
+    fn an_outage_is_unavailable_and_dockerd_moves_on_for_blobs() {
+        for outage in outages() {
+            for wanted in [Wanted::Manifest, Wanted::Tags, Wanted::Referrers] {
+                for agent in ["containers/5", "docker/29.0 go/1.24"] {
+                    assert_eq!(told(wanted, outage.clone(), agent), "503 UNAVAILABLE");
+                }
+            }
+            let blob = |agent| told(Wanted::Blob, outage.clone(), agent);
+            assert_eq!(blob("containerd/2.1"), "503 UNAVAILABLE");
+            assert_eq!(blob("docker/29.0 go/1.24"), "404 BLOB_UNKNOWN");
+        }
+    }
+
+    #[test]
+    fn overload_is_not_hidden() {
+        let busy = FetchError::Busy {
+            upstream: upstream(),
+            limit: 64,
+        };
+        assert_eq!(
+            told(Wanted::Blob, busy.into(), "docker/29.0"),
+            "503 UNAVAILABLE"
+        );
+    }
+
+    #[test]
+    fn the_setting_decides_for_every_client() {
+        let failure = Failure::Pull(Wanted::Blob, PullError::Stopped);
+        for (policy, status) in [
+            (UnavailableBlob::NotFound, 404),
+            (UnavailableBlob::Unavailable, 503),
+        ] {
+            for agent in ["docker/29.0", "curl/8"] {
+                assert_eq!(respond(&failure, policy, &headers(agent)).status, status);
+            }
+        }
+    }
+
+    #[test]
+    fn only_trouble_is_logged() {
+        let policy = UnavailableBlob::Auto;
+        let trouble = |failure| {
+            let failure = Failure::Pull(Wanted::Blob, failure);
+            respond(&failure, policy, &headers("docker/29.0")).trouble
+        };
+        assert_eq!(trouble(not_found()), None);
+        assert_eq!(
+            trouble(PullError::Stopped).as_deref(),
+            Some("the fetch was stopped")
+        );
+    }
+
+    #[test]
+    fn a_range_outside_the_blob_states_its_size() {
+        let answer = respond(&Failure::Range(10), UnavailableBlob::Auto, &headers("x"));
+        assert_eq!(answer.status, 416);
+        assert_eq!(answer.headers[CONTENT_RANGE], "bytes */10");
+    }
+}

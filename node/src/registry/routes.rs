@@ -1,0 +1,235 @@
+//! From a request to an answer: which handler, and what all answers have in common.
+//!
+//! Nothing of a request's body is ever read. The handlers say what is in an answer; status codes
+//! of failures are `respond`'s.
+
+use std::sync::Arc;
+
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, USER_AGENT};
+use http::{Method, Request, Response, StatusCode};
+use millrace_protocol::oci::route::{Endpoint, Resource, Route, Upstream as Named, decode_path};
+use millrace_protocol::oci::{ErrorCode, InvalidReference};
+use tokio::time::Instant;
+
+use crate::pull::{Origin, Source};
+use crate::upstream::Upstream;
+
+use super::activity::Activity;
+use super::body::{Access, Body, Content};
+use super::metrics::Answered;
+use super::respond::{self, API_VERSION, Answer, Failure, OCI_NAMESPACE};
+use super::{Registry, blobs, manifests, referrers, tags};
+
+/// What a handler reads of a request.
+struct Asked<'a> {
+    is_head: bool,
+    headers: &'a HeaderMap,
+    query: Option<&'a str>,
+}
+
+impl Registry {
+    /// Answers one request; never reads its body.
+    ///
+    /// # Cancel safety
+    /// Dropping the future, or the answer's body, removes a waiter and nothing else.
+    /// Source: OCI Distribution Spec v1.1.1, "Endpoints".
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
+        self.answer_on(request, None).await
+    }
+
+    /// Answers a request of a connection, whose `activity` is told when the answer has ended.
+    pub(super) async fn answer_on<B>(
+        &self,
+        request: Request<B>,
+        activity: Option<Arc<Activity>>,
+    ) -> Response<Body> {
+        let began = Instant::now();
+        let (request, _unread) = request.into_parts();
+        let (endpoint, mut answer) = match decode_path(request.uri.path()) {
+            Some(path) => self.route(&request, &path).await,
+            None => {
+                let failure = Failure::code(ErrorCode::NameInvalid);
+                ("unknown", self.fail(&failure, &request.headers))
+            }
+        };
+        let version = HeaderValue::from_static("registry/2.0");
+        answer.headers.insert(&API_VERSION, version);
+        let is_head = request.method == Method::HEAD;
+        if is_head {
+            answer.content = Content::Empty;
+        } else if matches!(answer.content, Content::Empty)
+            && answer.status != StatusCode::NOT_MODIFIED
+        {
+            answer
+                .headers
+                .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        let first_byte = began.elapsed();
+        let answered = Answered {
+            endpoint,
+            method: &request.method,
+            status: answer.status,
+            source: answer.source,
+        };
+        self.inner.metrics.count(&answered, first_byte);
+        let counter = self.inner.metrics.sent_bytes(answer.source);
+        let is_logged = answer.trouble.is_some()
+            || tracing::enabled!(target: "millrace::access", tracing::Level::DEBUG);
+        let access = is_logged.then(|| {
+            Box::new(Access {
+                path: request.uri.path().to_owned(),
+                user_agent: user_agent(&request.headers),
+                method: request.method,
+                status: answer.status,
+                source: answer.source.map_or("none", Source::as_str),
+                began,
+                first_byte,
+                trouble: answer.trouble,
+            })
+        });
+        let body = Body::new(answer.content, counter, activity, access);
+        let mut response = Response::new(body);
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = answer.headers;
+        response
+    }
+
+    /// Takes the URL apart and chooses the handler; also returns the endpoint's name in metrics.
+    async fn route(&self, request: &http::request::Parts, path: &str) -> (&'static str, Answer) {
+        let upstreams = &self.inner.upstreams;
+        let query = request.uri.query();
+        let route = Route::parse(path, query, |name| upstreams.find(name));
+        let asked = Asked {
+            is_head: request.method == Method::HEAD,
+            headers: &request.headers,
+            query,
+        };
+        let endpoint = label(&route.endpoint);
+        let result = if respond::is_allowed(&request.method) {
+            self.dispatch(&route, &asked).await
+        } else {
+            Err(Failure::Method)
+        };
+        let mut answer = result.unwrap_or_else(|failure| self.fail(&failure, asked.headers));
+        if let Some(upstream) = self.upstream(&route)
+            && let Ok(name) = HeaderValue::from_str(upstream.name())
+        {
+            answer.headers.insert(&OCI_NAMESPACE, name);
+        }
+        (endpoint, answer)
+    }
+
+    fn fail(&self, failure: &Failure, headers: &HeaderMap) -> Answer {
+        respond::respond(failure, self.inner.config.unavailable_blob, headers)
+    }
+
+    /// Returns the upstream whose content is asked for, if it is configured.
+    fn upstream<'a>(&'a self, route: &'a Route<'_, Upstream>) -> Option<&'a Upstream> {
+        match (&route.upstream, &route.endpoint) {
+            (Named::Known(upstream), _) => Some(upstream),
+            (Named::Default, Endpoint::Repository { .. }) => Some(&self.inner.default_upstream),
+            (Named::Default | Named::Unknown(_), _) => None,
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        route: &Route<'_, Upstream>,
+        asked: &Asked<'_>,
+    ) -> Result<Answer, Failure> {
+        match (&route.endpoint, &route.upstream) {
+            // Whatever upstream is meant: a client that gets anything but 200 here thinks that
+            // this is no registry (CLIENT-CONTRACT E1).
+            (Endpoint::Ping, _) => Ok(Answer::json(StatusCode::OK, b"{}".to_vec())),
+            (Endpoint::Unknown, _) => Err(Failure::because(
+                ErrorCode::NameUnknown,
+                "there is no such endpoint",
+            )),
+            (_, Named::Unknown(name)) => Err(Failure::because(
+                ErrorCode::NameUnknown,
+                format!("upstream {name} is not configured"),
+            )),
+            (Endpoint::Catalog, _) => {
+                let upstream = self.upstream(route).map(Upstream::name);
+                let puller = &self.inner.puller;
+                Ok(tags::catalog(puller, upstream, route, asked.query).await)
+            }
+            (
+                Endpoint::Repository {
+                    name,
+                    repository,
+                    resource,
+                },
+                Named::Known(_) | Named::Default,
+            ) => {
+                let repository = repository
+                    .clone()
+                    .map_err(|_| Failure::code(ErrorCode::NameInvalid))?;
+                let upstream = self.upstream(route).unwrap_or(&self.inner.default_upstream);
+                let origin = Origin {
+                    repository: upstream.canonical(repository),
+                    upstream: upstream.clone(),
+                };
+                self.content(route, (name, resource), &origin, asked).await
+            }
+        }
+    }
+
+    async fn content(
+        &self,
+        route: &Route<'_, Upstream>,
+        (name, resource): (&str, &Resource),
+        origin: &Origin,
+        asked: &Asked<'_>,
+    ) -> Result<Answer, Failure> {
+        let (puller, headers) = (&self.inner.puller, asked.headers);
+        let malformed = |error: &dyn std::fmt::Display| {
+            Failure::because(ErrorCode::DigestInvalid, error.to_string())
+        };
+        match resource {
+            Resource::Manifest(Ok(reference)) if asked.is_head => {
+                manifests::head(puller, origin, reference, headers).await
+            }
+            Resource::Manifest(Ok(reference)) => {
+                manifests::get(puller, origin, reference, headers).await
+            }
+            Resource::Manifest(Err(InvalidReference::Digest(error))) => Err(malformed(error)),
+            // No manifest can have this tag, so it does not exist (E3).
+            Resource::Manifest(Err(_)) => Err(Failure::code(ErrorCode::ManifestUnknown)),
+            Resource::Blob(Ok(digest)) if asked.is_head => {
+                blobs::head(puller, origin, digest, headers).await
+            }
+            Resource::Blob(Ok(digest)) => blobs::get(puller, origin, digest, headers).await,
+            Resource::Blob(Err(error)) | Resource::Referrers(Err(error)) => Err(malformed(error)),
+            Resource::Tags => tags::list(puller, origin, (route, name), asked.query).await,
+            Resource::Referrers(Ok(digest)) => {
+                referrers::list(puller, origin, (route, digest), asked.query).await
+            }
+            Resource::Upload => Err(Failure::code(ErrorCode::BlobUploadUnknown)),
+        }
+    }
+}
+
+fn label(endpoint: &Endpoint<'_>) -> &'static str {
+    match endpoint {
+        Endpoint::Ping => "ping",
+        Endpoint::Catalog => "catalog",
+        Endpoint::Unknown => "unknown",
+        Endpoint::Repository { resource, .. } => match resource {
+            Resource::Manifest(_) => "manifests",
+            Resource::Blob(_) => "blobs",
+            Resource::Tags => "tags",
+            Resource::Referrers(_) => "referrers",
+            Resource::Upload => "uploads",
+        },
+    }
+}
+
+/// The client's name for the log; only what is printable.
+fn user_agent(headers: &HeaderMap) -> String {
+    headers
+        .get(USER_AGENT)
+        .and_then(|agent| agent.to_str().ok())
+        .unwrap_or_default()
+        .to_owned()
+}
