@@ -1,0 +1,254 @@
+//! The status as a person reads it, on a terminal of 100 columns.
+//!
+//! What is away, limited, slow or failing has its own lines; what is quiet is only counted or
+//! named. Nothing is coloured: the text goes into mails and tickets as well.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::Report;
+use crate::pull::TransferStatus;
+use crate::store;
+use crate::upstream::{self, BreakerState, EndpointStatus};
+
+/// Columns of a terminal on which no line wraps.
+const COLUMNS: usize = 100;
+
+/// Transfers that are listed; the oldest, because those are the slow ones.
+const TRANSFERS: usize = 20;
+
+/// Hexadecimal digits of a digest that tell it from others.
+const DIGEST_DIGITS: usize = 12;
+
+/// Characters of an error that are shown; the first words say what happened.
+const MESSAGE_CHARS: usize = 300;
+
+/// Renders `report`; ends with a line break, no line is longer than 100 characters.
+pub(super) fn render(report: &Report) -> String {
+    let mut page = Page::default();
+    let node = &report.node;
+    let started = humantime::format_rfc3339_seconds(node.started);
+    page.line(format!(
+        "millrace {}: {}, up {}, since {started}",
+        node.version,
+        report.phase,
+        time(node.uptime.as_secs()),
+    ));
+    for listener in &node.listeners {
+        page.line(format!("{:<10} {}", listener.name, listener.address));
+    }
+    if let Some(store) = &node.store {
+        render_store(&mut page, store);
+    }
+    if let Some(pull) = &node.pull {
+        render_transfers(&mut page, &pull.transfers);
+    }
+    render_upstreams(&mut page, &node.upstreams);
+    page.text
+}
+
+/// Lines that fit.
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn line(&mut self, line: impl AsRef<str>) {
+        // A name or an error may hold anything; a control character is not shown.
+        let mut shown = line.as_ref().trim_end().chars().map(|c| match c {
+            c if c.is_control() => '?',
+            c => c,
+        });
+        self.text.extend(shown.by_ref().take(COLUMNS - 1));
+        match (shown.next(), shown.next()) {
+            (Some(last), None) => self.text.push(last),
+            (Some(_), Some(_)) => self.text.push('…'),
+            (None, _) => {}
+        }
+        self.text.push('\n');
+    }
+
+    /// Writes words after `indent` on as many lines as they need.
+    fn wrapped<'a>(&mut self, indent: &str, words: impl Iterator<Item = &'a str>) {
+        let mut line = indent.to_owned();
+        for word in words {
+            let is_first = line.len() == indent.len();
+            if !is_first && line.chars().count() + word.chars().count() + 1 > COLUMNS {
+                self.line(&line);
+                line = indent.to_owned();
+            } else if !is_first {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+        self.line(line);
+    }
+}
+
+fn render_store(page: &mut Page, store: &store::Status) {
+    let taken = store.blob_bytes + store.growing_bytes + store.suspended_bytes;
+    let free = store.free_bytes.map_or("unknown".to_owned(), bytes);
+    page.line("");
+    page.line(format!("store      {}", store.root.display()));
+    page.line(format!(
+        "           {} blobs, {} of {} taken{}; {free} free on the disk, {} stay free",
+        store.blobs,
+        bytes(taken),
+        bytes(store.max_bytes),
+        percent(taken, store.max_bytes),
+        bytes(store.min_free_bytes),
+    ));
+    if store.growing_bytes + store.suspended_bytes > 0 {
+        page.line(format!(
+            "           of that {} growing, {} suspended",
+            bytes(store.growing_bytes),
+            bytes(store.suspended_bytes),
+        ));
+    }
+    if store
+        .free_bytes
+        .is_some_and(|free| free < store.min_free_bytes)
+    {
+        page.line("           THE DISK IS FULL: new blobs are passed on without being kept");
+    }
+    if !store.index_ready {
+        page.line("           the index is being read; content is served meanwhile");
+    }
+}
+
+fn render_transfers(page: &mut Page, transfers: &[TransferStatus]) {
+    let mut oldest: Vec<_> = transfers.iter().collect();
+    oldest.sort_by_key(|transfer| std::cmp::Reverse(transfer.age_seconds));
+    page.line("");
+    page.line(format!("transfers  {}", transfers.len()));
+    for transfer in oldest.iter().take(TRANSFERS) {
+        render_transfer(page, transfer);
+    }
+    if oldest.len() > TRANSFERS {
+        page.line(format!("  and {} younger ones", oldest.len() - TRANSFERS));
+    }
+}
+
+fn render_transfer(page: &mut Page, transfer: &TransferStatus) {
+    let digest = transfer.digest.to_string();
+    let digits = digest.split_once(':').map_or("", |(_, digits)| digits);
+    let received = transfer.received_bytes;
+    let progress = match transfer.size_bytes {
+        Some(size) => format!(
+            "{} of {}{}",
+            bytes(received),
+            bytes(size),
+            percent(received, size)
+        ),
+        None => format!("{} of unknown size", bytes(received)),
+    };
+    let rate = match received.checked_div(transfer.age_seconds) {
+        Some(rate) => format!("{}/s", bytes(rate)),
+        None => "just begun".to_owned(),
+    };
+    page.line(format!(
+        "  {}  {progress:<32} {rate:>11}  {:>3} waiting  {}{}",
+        digits.get(..DIGEST_DIGITS).unwrap_or(digits),
+        transfer.waiters,
+        time(transfer.age_seconds),
+        if transfer.relayed { ", not kept" } else { "" },
+    ));
+    page.line(format!("      {}", transfer.origins.join(" ")));
+}
+
+fn render_upstreams(page: &mut Page, upstreams: &[upstream::Status]) {
+    let away = upstreams.iter().filter(|upstream| upstream.away).count();
+    page.line("");
+    page.line(match away {
+        0 => format!("upstreams  {}", upstreams.len()),
+        away => format!("upstreams  {}, {away} AWAY", upstreams.len()),
+    });
+    let (quiet, loud): (Vec<_>, Vec<_>) = upstreams.iter().partition(|up| is_quiet(up));
+    for upstream in loud {
+        render_upstream(page, upstream);
+    }
+    if !quiet.is_empty() {
+        let names = quiet.iter().map(|upstream| upstream.name.as_str());
+        page.wrapped("  ", std::iter::once("quiet:").chain(names));
+    }
+}
+
+/// Whether there is nothing to say about it.
+fn is_quiet(upstream: &upstream::Status) -> bool {
+    let plain = |endpoint: &EndpointStatus| {
+        endpoint.breaker == BreakerState::Closed
+            && endpoint.allowance.is_none()
+            && endpoint.limited.is_none()
+    };
+    !upstream.away
+        && upstream.in_flight == 0
+        && upstream.last_error.is_none()
+        && upstream.endpoints.iter().all(plain)
+}
+
+fn render_upstream(page: &mut Page, upstream: &upstream::Status) {
+    let full = upstream.in_flight >= upstream.max_requests;
+    page.line(format!(
+        "  {:<24} {:<5} {} of {} requests{}",
+        upstream.name,
+        if upstream.away { "AWAY" } else { "ok" },
+        upstream.in_flight,
+        upstream.max_requests,
+        if full {
+            ", MORE WAIT (max_requests)"
+        } else {
+            ""
+        },
+    ));
+    for endpoint in &upstream.endpoints {
+        if let Some(words) = endpoint_words(endpoint) {
+            let line = format!("{} {words}", endpoint.url);
+            page.wrapped("      ", line.split(' '));
+        }
+    }
+    if let Some(error) = &upstream.last_error {
+        let at = humantime::format_rfc3339_seconds(error.at);
+        let message: String = error.message.chars().take(MESSAGE_CHARS).collect();
+        let line = format!("last error {at}: {message}");
+        page.wrapped("      ", line.split_whitespace());
+    }
+}
+
+fn endpoint_words(endpoint: &EndpointStatus) -> Option<String> {
+    let mut words = Vec::new();
+    match endpoint.breaker {
+        BreakerState::Closed => {}
+        BreakerState::HalfOpen => words.push("is tried again".to_owned()),
+        BreakerState::Open => words.push("is NOT ASKED for a while".to_owned()),
+    }
+    if let Some(limited) = &endpoint.limited {
+        let left = time(limited.seconds_left);
+        words.push(format!("RATE LIMIT: no {} for {left}", limited.limit));
+    }
+    if let Some(allowance) = &endpoint.allowance
+        && let Some(remaining) = allowance.remaining
+    {
+        let limit = allowance
+            .limit
+            .map_or(String::new(), |limit| format!(" of {limit}"));
+        let window = allowance.window_seconds.map(time);
+        let window = window.map_or(String::new(), |window| format!(" in {window}"));
+        words.push(format!("{remaining}{limit} pulls left{window}"));
+    }
+    (!words.is_empty()).then(|| words.join("; "))
+}
+
+fn bytes(bytes: u64) -> String {
+    ByteSize(bytes).display().si().to_string()
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    let percent = (u128::from(part) * 100).checked_div(u128::from(whole));
+    percent.map_or(String::new(), |percent| format!(" ({percent} %)"))
+}
+
+fn time(seconds: u64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}

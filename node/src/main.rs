@@ -1,0 +1,97 @@
+//! The program: arguments, configuration, node, signal, drain.
+//!
+//! Exit status: 0 after a drain, 1 when the node cannot run, 2 for a mistake in the arguments or
+//! the configuration, 143 or 130 when a second signal ends it at once.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use millrace::cli::{self, Cli, Command, ServeArgs};
+use millrace::config::Loaded;
+use millrace::node::Node;
+use millrace::telemetry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+fn main() -> ExitCode {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        eprintln!("millrace: another TLS crypto provider is installed in this process");
+        return ExitCode::FAILURE;
+    }
+    match Cli::parse().command {
+        Command::Serve(arguments) => serve(&arguments),
+        Command::Check(arguments) => cli::check(&arguments),
+        Command::Status(arguments) => cli::status(&arguments),
+    }
+}
+
+fn serve(arguments: &ServeArgs) -> ExitCode {
+    let loaded = match cli::load(arguments.config.as_deref()) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let log = &loaded.config.log;
+    let started = telemetry::start(&log.level, log.formatter).map_err(anyhow::Error::from);
+    let result = started.and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(run(loaded))
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("millrace: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a node until a signal, then drains it.
+async fn run(loaded: Loaded) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    for ignored in &loaded.ignored {
+        tracing::warn!("{ignored}");
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let node = tokio::select! {
+        node = Node::start(loaded.config) => node?,
+        code = signals.next() => return Ok(code),
+    };
+    signals.next().await;
+    tracing::info!("draining: no new connections; a second signal ends the node at once");
+    tokio::select! {
+        () = node.drain() => Ok(ExitCode::SUCCESS),
+        code = signals.next() => {
+            tracing::warn!("ended by a second signal");
+            Ok(code)
+        }
+    }
+}
+
+/// The signals that end a node.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next one and returns the status of a program that it ends.
+    async fn next(&mut self) -> ExitCode {
+        tokio::select! {
+            _ = self.terminate.recv() => ExitCode::from(143),
+            _ = self.interrupt.recv() => ExitCode::from(130),
+        }
+    }
+}

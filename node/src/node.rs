@@ -1,0 +1,223 @@
+//! The composition root: builds the rooms, opens the listeners, and takes all down again.
+//!
+//! Start is linear and so is drain, from the door inward. Addresses are bound before anything
+//! else, so that a taken port is told at once; clients are answered once the store is open. An
+//! upstream that cannot be reached does not keep a node from starting.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Admin, Listener, NodeStatus, Readiness, StatusSource};
+use crate::config::{CacheConfig, Config, ListenAddr};
+use crate::pull::{self, Puller};
+use crate::registry::{self, Registry};
+use crate::store::{self, Store, StoreError};
+use crate::task::Tasks;
+use crate::telemetry::Metrics;
+use crate::upstream::{SetupError, Upstreams};
+
+/// Time that background work gets to stop after the last client was served.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the operators' door waits for until the node is ready.
+const OPENING_STORE: &str = "the store";
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    tasks: Tasks,
+    readiness: Readiness,
+    door: registry::Running,
+    admin_stop: CancellationToken,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}, which is {key} in the configuration")]
+    Listen {
+        /// The address as configured.
+        address: ListenAddr,
+        /// The key that sets it.
+        key: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The data folder cannot be used.
+    #[error("cannot open the store")]
+    Store(#[from] StoreError),
+    /// The upstreams cannot be set up.
+    #[error("cannot set up the upstreams")]
+    Upstreams(#[from] SetupError),
+}
+
+impl Node {
+    /// Starts a node; returns when it answers clients.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then, except for what ends with the runtime.
+    /// # Cancel safety
+    /// Dropping the future may leave listeners open until the runtime ends.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let clients = bind(&config.http.addr, "http.addr").await?;
+        let debug = bind(&config.http.debug.addr, "http.debug.addr").await?;
+        let listeners = vec![listener("clients", &clients), listener("debug", &debug)];
+
+        let tasks = Tasks::default();
+        let upstreams = Upstreams::new(&config.upstreams, &tasks)?;
+        let store = Store::open(&store_config(&config), &tasks).await?;
+        let puller = Puller::new(pull_config(&config), store.clone(), &tasks);
+        let registry = Registry::new(registry_config(&config), puller.clone(), upstreams.clone());
+
+        let metrics = Metrics::new(|metrics| {
+            store.register_metrics(metrics);
+            upstreams.register_metrics(metrics);
+            puller.register_metrics(metrics);
+            registry.register_metrics(metrics);
+        });
+        let readiness = Readiness::starting([OPENING_STORE]);
+        let prometheus = config.http.debug.prometheus;
+        let admin = Admin {
+            source: Arc::new(Sources {
+                started: SystemTime::now(),
+                listeners: listeners.clone(),
+                store,
+                puller,
+                upstreams,
+            }),
+            readiness: readiness.clone(),
+            metrics: prometheus.enabled.then_some((prometheus.path, metrics)),
+        };
+        let admin_stop = CancellationToken::new();
+        serve_admin(&tasks, debug, admin, admin_stop.clone());
+        let door = registry.serve(vec![clients]);
+        readiness.done(OPENING_STORE);
+        for listener in &listeners {
+            tracing::info!(address = %listener.address, "listening for {}", listener.name);
+        }
+        Ok(Self {
+            tasks,
+            readiness,
+            door,
+            admin_stop,
+        })
+    }
+
+    /// Takes no new connection, finishes what is being served, then stops the rest.
+    ///
+    /// # Cancel safety
+    /// Not to be cancelled, except to end the process.
+    pub async fn drain(self) {
+        self.readiness.drain();
+        self.door.drain().await;
+        self.admin_stop.cancel();
+        let left = self.tasks.stop(STOP_PATIENCE).await;
+        if left > 0 {
+            tracing::warn!(tasks = left, "stopped before all background work had ended");
+        }
+        tracing::info!("drained");
+    }
+}
+
+/// Opens the first of an address's possibilities that can be bound.
+async fn bind(address: &ListenAddr, key: &'static str) -> Result<TcpListener, StartError> {
+    let error = |source| StartError::Listen {
+        address: address.clone(),
+        key,
+        source,
+    };
+    let wanted = address.clone();
+    let addresses = tokio::task::spawn_blocking(move || wanted.socket_addrs()).await;
+    let addresses = addresses
+        .map_err(io::Error::other)
+        .and_then(|found| found)
+        .map_err(error)?;
+    TcpListener::bind(addresses.as_slice()).await.map_err(error)
+}
+
+fn listener(name: &'static str, listener: &TcpListener) -> Listener {
+    let address = listener.local_addr();
+    Listener {
+        name,
+        address: address.map_or_else(|error| error.to_string(), |address| address.to_string()),
+    }
+}
+
+fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin, stop: CancellationToken) {
+    let router = admin.router();
+    tasks.spawn(tracing::info_span!("admin"), async move {
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the debug address is no longer served");
+        }
+    });
+}
+
+fn store_config(config: &Config) -> store::Config {
+    store::Config {
+        root: config.storage.rootdirectory.clone(),
+        max_size: config.cache.max_size.map(|size| size.as_u64()),
+        min_free: config.cache.min_free.map(|size| size.as_u64()),
+    }
+}
+
+fn pull_config(config: &Config) -> pull::Config {
+    let upstreams = config.upstreams.upstreams.iter();
+    let CacheConfig {
+        revalidate,
+        stale_slow,
+        stale_away,
+        stale_denied,
+        negative_ttl,
+        ref tags,
+        ..
+    } = config.cache;
+    pull::Config {
+        upstream_tags: upstreams
+            .map(|(name, upstream)| (name.clone(), upstream.tags.clone()))
+            .collect(),
+        tags: tags.clone(),
+        revalidate,
+        stale_slow,
+        stale_away,
+        stale_denied,
+        negative_ttl,
+        ..pull::Config::default()
+    }
+}
+
+fn registry_config(config: &Config) -> registry::Config {
+    registry::Config {
+        drain_timeout: config.http.draintimeout,
+        unavailable_blob: config.http.unavailable_blob,
+        ..registry::Config::default()
+    }
+}
+
+/// Where the operators' door looks.
+struct Sources {
+    started: SystemTime,
+    listeners: Vec<Listener>,
+    store: Store,
+    puller: Puller,
+    upstreams: Upstreams,
+}
+
+impl StatusSource for Sources {
+    fn status(&self) -> NodeStatus {
+        NodeStatus {
+            version: env!("CARGO_PKG_VERSION"),
+            started: self.started,
+            uptime: self.started.elapsed().unwrap_or_default(),
+            listeners: self.listeners.clone(),
+            store: Some(self.store.status()),
+            pull: Some(self.puller.status()),
+            upstreams: self.upstreams.status(),
+        }
+    }
+}
