@@ -11,6 +11,10 @@
 //! L0  protocol                        (the crate millrace-protocol; no I/O)
 //! ```
 
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod node;
 pub mod pull;
 pub mod registry;
 pub mod store;
