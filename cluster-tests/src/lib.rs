@@ -1,0 +1,33 @@
+//! The test harness: real nodes, real registries and real clients on this machine.
+//!
+//! Everything listens on loopback, on ports that were free, and keeps its data in temporary
+//! folders; what a test started is killed when the test lets go of it. A component that is
+//! missing fails the test with the command that installs it: nothing is skipped.
+//!
+//! ```text
+//! fake       a registry that misbehaves on demand
+//! upstream   a `docker-registry` process with its log of requests
+//! client     skopeo, podman, buildah, dockerd, containerd
+//! repository one repository over plain HTTP, compared byte by byte
+//! image      test images, built here
+//! link       a network link whose rate is set
+//! proxy      an HTTP proxy
+//! node       a `millrace` process: start, restart, kill, metrics, status
+//! http       a raw HTTP/1.1 client that shows how a body ended
+//! condition  waiting for something to become true
+//! load       clients, rivals and meters of the benchmarks
+//! process    a child process, its log, its end
+//! component  the programs of the distribution that tests use
+//! ```
+
+pub mod client;
+pub mod component;
+pub mod condition;
+pub mod http;
+pub mod image;
+pub mod link;
+pub mod node;
+pub mod process;
+pub mod proxy;
+pub mod repository;
+pub mod upstream;

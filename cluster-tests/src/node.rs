@@ -1,0 +1,350 @@
+//! A real `millrace` process: configured, started on free ports, observed, killed, restarted.
+//!
+//! Its data folder outlives restarts and ends with the [`Node`]. It does not know what the tests
+//! ask of the node: see [`crate::http`] and the clients.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use crate::component;
+use crate::condition::patience;
+use crate::http::{Answer, Request};
+use crate::process::{Process, free_address};
+
+/// Starts with other ports, when somebody took one between choosing and binding.
+const START_ATTEMPTS: usize = 5;
+
+/// What a node is started with; [`Node::builder`] yields one.
+#[derive(Clone, Debug, Default)]
+pub struct NodeBuilder {
+    settings: Map<String, Value>,
+    environment: Vec<(String, String)>,
+}
+
+impl NodeBuilder {
+    /// Sets `path` (keys joined by `/`, because names of registries contain dots) to `value`.
+    ///
+    /// # Panics
+    /// When a key on the way holds something that is not a section.
+    #[must_use]
+    pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
+        let mut keys: Vec<&str> = path.split('/').collect();
+        let last = keys.pop().expect("split yields at least one part");
+        let mut section = &mut self.settings;
+        for key in keys {
+            let entry = section.entry(key).or_insert_with(|| json!({}));
+            section = entry
+                .as_object_mut()
+                .expect("a section of the configuration");
+        }
+        section.insert(last.to_owned(), value.into());
+        self
+    }
+
+    /// Configures the upstream `name` at `url`.
+    #[must_use]
+    pub fn upstream(self, name: &str, url: &str) -> Self {
+        self.set(&format!("upstreams/{name}/url"), url)
+    }
+
+    /// Sets an environment variable of the process.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts the node and waits until `/readyz` answers 200.
+    ///
+    /// # Errors
+    /// When the program is missing, ends at once, or is not ready within the patience.
+    pub async fn start(self) -> Result<Node> {
+        let folder = tempfile::Builder::new()
+            .prefix("millrace-node-")
+            .tempdir()?;
+        for _ in 1..START_ATTEMPTS {
+            let mut node = Node::prepare(&self, &folder)?;
+            match node.launch().await {
+                Ok(()) => return Ok(node.keep(folder)),
+                Err(error) if node.log().to_lowercase().contains("address already in use") => {
+                    drop(error)
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut node = Node::prepare(&self, &folder)?;
+        node.launch().await?;
+        Ok(node.keep(folder))
+    }
+
+    /// The whole configuration. JSON is YAML, so it is written as it stands.
+    fn configuration(&self, address: SocketAddr, debug: SocketAddr, data: &Path) -> Value {
+        self.clone()
+            .set("version", 0.1)
+            .set("http/addr", address.to_string())
+            .set("http/debug/addr", debug.to_string())
+            .set(
+                "storage/filesystem/rootdirectory",
+                data.display().to_string(),
+            )
+            .settings
+            .into()
+    }
+}
+
+/// A node, running or stopped.
+pub struct Node {
+    process: Option<Process>,
+    folder: PathBuf,
+    environment: Vec<(String, String)>,
+    address: SocketAddr,
+    debug: SocketAddr,
+    owned: Option<TempDir>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Node")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Returns a builder with nothing but addresses and data folder configured.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::default()
+    }
+
+    fn prepare(builder: &NodeBuilder, folder: &TempDir) -> Result<Self> {
+        let (address, debug) = (free_address()?, free_address()?);
+        let folder = folder.path().to_owned();
+        let configuration = builder.configuration(address, debug, &folder.join("data"));
+        std::fs::write(
+            folder.join("config.yml"),
+            serde_json::to_vec_pretty(&configuration)?,
+        )
+        .context("writing the configuration of the node")?;
+        let environment = builder.environment.clone();
+        Ok(Self {
+            process: None,
+            folder,
+            environment,
+            address,
+            debug,
+            owned: None,
+        })
+    }
+
+    fn keep(mut self, folder: TempDir) -> Self {
+        self.owned = Some(folder);
+        self
+    }
+
+    /// Starts the process and waits until it is ready.
+    async fn launch(&mut self) -> Result<()> {
+        self.launch_unready()?;
+        let debug = self.debug;
+        let process = self.process.as_mut().context("the node was started")?;
+        process
+            .ready(async || {
+                let answer = Request::get("/readyz").send(debug).await;
+                answer
+                    .is_ok_and(|answer| answer.status() == 200)
+                    .then_some(())
+            })
+            .await
+    }
+
+    /// Starts the process without waiting for it.
+    ///
+    /// # Errors
+    /// When the program is missing.
+    pub fn launch_unready(&mut self) -> Result<()> {
+        let mut command = Command::new(component::millrace()?);
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(self.folder.join("config.yml"));
+        // A proxy of the machine must not come between the node and registries on loopback.
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+            command.env_remove(name).env_remove(name.to_lowercase());
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        self.process = Some(Process::start("millrace", &command, &self.folder)?);
+        Ok(())
+    }
+
+    /// Returns the address where clients are answered.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the address of metrics, health and status.
+    pub fn debug_address(&self) -> SocketAddr {
+        self.debug
+    }
+
+    /// Returns the folder in which the node keeps its data.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Returns the process id.
+    ///
+    /// # Panics
+    /// When the node is stopped.
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("the node runs").id()
+    }
+
+    /// Returns what all runs of the node printed so far.
+    pub fn log(&self) -> String {
+        let read = |name: &str| std::fs::read_to_string(self.folder.join(name)).unwrap_or_default();
+        read("millrace.out") + &read("millrace.err")
+    }
+
+    /// Sends `request` to the clients' address.
+    ///
+    /// # Errors
+    /// As [`Request::send`].
+    pub async fn send(&self, request: Request) -> Result<Answer> {
+        request.send(self.address).await
+    }
+
+    /// Sends SIGTERM and does not wait.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends a signal and does not wait; SIGSTOP and SIGCONT make a node hang and come back.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
+        }
+    }
+
+    /// Waits until the process has ended.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`, or is stopped already.
+    pub async fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let process = self
+            .process
+            .as_mut()
+            .context("the node is stopped already")?;
+        let status = process.wait(limit).await?;
+        self.process = None;
+        Ok(status)
+    }
+
+    /// Ends the process by SIGTERM and waits for it.
+    ///
+    /// # Errors
+    /// When it does not end within the patience.
+    pub async fn stop(&mut self) -> Result<ExitStatus> {
+        self.terminate();
+        self.ended(patience()).await
+    }
+
+    /// Ends the process by SIGKILL, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Starts the process again, with the same data, configuration and addresses.
+    ///
+    /// # Errors
+    /// When it is not ready within the patience.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill();
+        self.launch().await
+    }
+
+    /// Returns the value of a metric, summed over all label sets that contain all of `labels`.
+    ///
+    /// `labels` are `name="value"` pairs as exposed. `None` when the node exposes no such series.
+    ///
+    /// # Errors
+    /// When `/metrics` is not readable.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Result<Option<f64>> {
+        let answer = Request::get("/metrics").send(self.debug).await?;
+        anyhow::ensure!(
+            answer.status() == 200,
+            "/metrics answered {}",
+            answer.status()
+        );
+        Ok(sum_of(&String::from_utf8_lossy(&answer.body), name, labels))
+    }
+
+    /// Returns what `/status` says.
+    ///
+    /// # Errors
+    /// When it is not readable JSON.
+    pub async fn status(&self) -> Result<Value> {
+        let answer = Request::get("/status").send(self.debug).await?;
+        anyhow::ensure!(
+            answer.status() == 200,
+            "/status answered {}",
+            answer.status()
+        );
+        answer.json()
+    }
+}
+
+/// Sums the samples of `name` in an exposition that carry all `labels`.
+fn sum_of(exposition: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    let values = exposition.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let (set, value) = match rest.strip_prefix('{') {
+            Some(rest) => rest.split_once('}')?,
+            None => ("", rest.strip_prefix(' ')?),
+        };
+        let carried: Vec<&str> = set.split(',').collect();
+        let matches = labels.iter().all(|label| carried.contains(label));
+        let value = value.split_whitespace().next()?;
+        matches.then(|| value.parse::<f64>().ok()).flatten()
+    });
+    values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_matching_labels() {
+        let exposition = "# HELP a x\na_total{source=\"local\",kind=\"blob\"} 2\n\
+                          a_total{source=\"peer\",kind=\"blob\"} 3\nab_total 7\n";
+        assert_eq!(sum_of(exposition, "a_total", &[]), Some(5.0));
+        assert_eq!(
+            sum_of(exposition, "a_total", &["source=\"peer\""]),
+            Some(3.0)
+        );
+        assert_eq!(sum_of(exposition, "ab_total", &[]), Some(7.0));
+        assert_eq!(sum_of(exposition, "b_total", &[]), None);
+    }
+
+    #[test]
+    fn settings_are_nested_by_slashes() {
+        let builder = Node::builder()
+            .upstream("docker.io", "http://127.0.0.1:1")
+            .set("cache/max_size", "1GB");
+        let expected = json!({
+            "upstreams": {"docker.io": {"url": "http://127.0.0.1:1"}},
+            "cache": {"max_size": "1GB"},
+        });
+        assert_eq!(Value::from(builder.settings), expected);
+    }
+}

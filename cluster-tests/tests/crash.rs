@@ -1,0 +1,159 @@
+//! The end of a node: killed in the middle of a pull, asked to stop while it serves, asked twice.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use millrace_cluster_tests::condition::{eventually, patience};
+use millrace_cluster_tests::http::{Answer, End, Exchange, Request};
+use millrace_cluster_tests::image::{Content, Image};
+use millrace_cluster_tests::link::Link;
+use millrace_cluster_tests::node::Node;
+use millrace_cluster_tests::upstream::Upstream;
+use millrace_protocol::oci::{Algorithm, Digest};
+
+const MIB: u64 = 1024 * 1024;
+
+/// A node that reaches its upstream over a link whose rate the test sets.
+struct Scene {
+    upstream: Upstream,
+    link: Link,
+    node: Node,
+    image: Image,
+}
+
+impl Scene {
+    async fn start(blob_bytes: u64, seed: u64) -> Result<Self> {
+        let upstream = Upstream::start().await?;
+        let image = Image::of_size(blob_bytes, seed)?;
+        upstream.push(&image, "library/large", "1").await?;
+        let link = Link::to(upstream.address()).await?;
+        let node = Node::builder()
+            .upstream("docker.io", &link.url())
+            .start()
+            .await?;
+        Ok(Self {
+            upstream,
+            link,
+            node,
+            image,
+        })
+    }
+
+    fn layer(&self) -> &Content {
+        &self.image.platform().layers[0].blob
+    }
+
+    fn request(&self) -> Request {
+        Request::get(&format!("/v2/library/large/blobs/{}", self.layer().digest))
+    }
+
+    /// Opens the large blob and reads its first `bytes`.
+    async fn begin(&self, bytes: u64) -> Result<(Exchange, Vec<u8>)> {
+        let mut exchange = self.request().open(self.node.address()).await?;
+        ensure!(exchange.head().status == 200, "{:?}", exchange.head());
+        let begun = exchange.read_at_least(usize::try_from(bytes)?).await?;
+        ensure!(
+            (begun.len() as u64) < self.layer().size,
+            "the link is too fast for this test"
+        );
+        Ok((exchange, begun.to_vec()))
+    }
+
+    fn compare(&self, answer: &Answer) -> Result<()> {
+        ensure!(
+            answer.end == End::Complete,
+            "ended {:?} after {} bytes",
+            answer.end,
+            answer.body.len()
+        );
+        let digest = Digest::of(Algorithm::Sha256, &answer.body);
+        ensure!(
+            digest == self.layer().digest,
+            "the blob has the digest {digest}"
+        );
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_node_killed_in_the_middle_of_a_pull_pulls_right_afterwards() -> Result<()> {
+    let mut scene = Scene::start(256 * MIB, 2).await?;
+    scene.link.limit(40 * MIB);
+    let (exchange, begun) = scene.begin(24 * MIB).await?;
+    scene.node.kill();
+    let rest = exchange.discard().await?;
+    ensure!(
+        rest.1 != End::Complete,
+        "the body ended as if it were whole after {} bytes",
+        begun.len()
+    );
+
+    scene.node.restart().await?;
+    scene.link.unlimited();
+    let pulled = scene.request().send(scene.node.address()).await?;
+    scene.compare(&pulled)?;
+
+    // And it is kept: once more, with nothing behind the node.
+    scene.upstream.stop();
+    let kept = scene.request().send(scene.node.address()).await?;
+    scene.compare(&kept)
+}
+
+#[tokio::test]
+async fn sigterm_drains_a_running_download() -> Result<()> {
+    let mut scene = Scene::start(48 * MIB, 3).await?;
+    scene.link.limit(16 * MIB);
+    let (exchange, begun) = scene.begin(4 * MIB).await?;
+    scene.node.terminate();
+    let address = scene.node.address();
+    eventually("a draining node refuses new connections", async || {
+        Request::get("/v2/").send(address).await.is_err()
+    })
+    .await;
+    let rest = exchange.finish().await?;
+    let whole = Answer {
+        body: [begun, rest.body.to_vec()].concat().into(),
+        ..rest
+    };
+    scene.compare(&whole)?;
+    let status = scene.node.ended(patience()).await?;
+    ensure!(status.success(), "a drained node ended with {status}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_sigterm_ends_the_node_at_once() -> Result<()> {
+    let mut scene = Scene::start(64 * MIB, 4).await?;
+    // A download of a minute: only the second signal can end the node soon.
+    scene.link.limit(MIB);
+    let (exchange, _begun) = scene.begin(MIB).await?;
+    scene.node.terminate();
+    let address = scene.node.address();
+    eventually("a draining node refuses new connections", async || {
+        Request::get("/v2/").send(address).await.is_err()
+    })
+    .await;
+    let asked = Instant::now();
+    scene.node.terminate();
+    scene
+        .node
+        .ended(Duration::from_secs(5))
+        .await
+        .with_context(|| format!("{:?} after the second SIGTERM", asked.elapsed()))?;
+    let (_, end) = exchange.discard().await?;
+    ensure!(
+        end != End::Complete,
+        "a body that was cut ended as if it were whole"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_node_ends_soon_on_sigterm() -> Result<()> {
+    let scene = Scene::start(MIB, 5).await?;
+    let mut node = scene.node;
+    node.terminate();
+    let status = node.ended(Duration::from_secs(5)).await?;
+    ensure!(status.success(), "it ended with {status}");
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! What a node still knows after its end, with the upstream away: all it has pulled.
+
+use anyhow::{Context, Result, ensure};
+use millrace_cluster_tests::condition::eventually;
+use millrace_cluster_tests::image::Image;
+use millrace_cluster_tests::node::{Node, NodeBuilder};
+use millrace_cluster_tests::repository::Repository;
+use millrace_cluster_tests::upstream::Upstream;
+
+/// The name of the upstream in these tests, and its repository.
+const UPSTREAM: &str = "corp";
+const REPOSITORY: &str = "team/app";
+
+fn node_before(upstream: &Upstream) -> NodeBuilder {
+    Node::builder().upstream(UPSTREAM, &upstream.url())
+}
+
+fn repository(node: &Node) -> Repository {
+    Repository::at(node.address(), &format!("{UPSTREAM}/{REPOSITORY}"))
+}
+
+#[tokio::test]
+async fn a_restart_keeps_content_and_tags() -> Result<()> {
+    let (mut upstream, mut node, images) = pulled().await?;
+    upstream.stop();
+    node.stop().await?;
+    node.restart().await?;
+    for (tag, image) in &images {
+        repository(&node).pull(image, tag).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_without_its_index_serves_from_its_files() -> Result<()> {
+    let (mut upstream, mut node, images) = pulled().await?;
+    upstream.stop();
+    node.stop().await?;
+    std::fs::remove_dir_all(node.data().join("index"))
+        .context("the index is a folder of the store")?;
+    node.restart().await?;
+    serves_again(&node, &images).await
+}
+
+#[tokio::test]
+async fn a_node_with_a_damaged_index_serves_from_its_files() -> Result<()> {
+    let (mut upstream, mut node, images) = pulled().await?;
+    upstream.stop();
+    node.stop().await?;
+    let mut damaged = 0;
+    for entry in std::fs::read_dir(node.data().join("index"))? {
+        let path = entry?.path();
+        if path.is_file() {
+            std::fs::write(&path, b"this is no index")?;
+            damaged += 1;
+        }
+    }
+    ensure!(damaged > 0, "the index has no files");
+    node.restart().await?;
+    serves_again(&node, &images).await
+}
+
+/// Pulls the images from a node that is building its index anew.
+///
+/// Content by digest is there at once; a tag is known again when the index is.
+async fn serves_again(node: &Node, images: &[(&'static str, Image)]) -> Result<()> {
+    for (tag, image) in images {
+        repository(node)
+            .pull(image, &image.root().digest.to_string())
+            .await?;
+        eventually("the tag is known again", async || {
+            repository(node).pull(image, tag).await.is_ok()
+        })
+        .await;
+    }
+    Ok(())
+}
+
+/// A node that has pulled two images, its upstream, and the images by tag.
+async fn pulled() -> Result<(Upstream, Node, Vec<(&'static str, Image)>)> {
+    let upstream = Upstream::start().await?;
+    let images = vec![
+        ("platforms", Image::of_two_platforms("kept")?),
+        ("layers", Image::of_layers(5)?),
+    ];
+    let node = node_before(&upstream).start().await?;
+    for (tag, image) in &images {
+        upstream.push(image, REPOSITORY, tag).await?;
+        repository(&node).pull(image, tag).await?;
+    }
+    Ok((upstream, node, images))
+}
