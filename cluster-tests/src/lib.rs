@@ -23,6 +23,7 @@
 pub mod client;
 pub mod component;
 pub mod condition;
+pub mod fake;
 pub mod http;
 pub mod image;
 pub mod link;

@@ -1,0 +1,109 @@
+//! Manifests are promises: while the upstream is away, one goes out only with everything under it.
+
+use anyhow::Result;
+use bytes::Bytes;
+use millrace_cluster_tests::condition::eventually;
+use millrace_cluster_tests::fake::{Image, Scene, assert_whole, noise};
+use serde_json::json;
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// A node whose tags stay fresh, so that nothing but the promise decides.
+async fn scene() -> Result<Scene> {
+    let rule = json!([{"match": "*", "policy": "ttl", "ttl": "1h"}]);
+    Scene::with(|node| node.set("upstreams/fake/tags", rule)).await
+}
+
+/// Stops the upstream and lets the node notice.
+async fn take_away(scene: &Scene) -> Result<()> {
+    scene.fake.stop().await;
+    let unknown = millrace_cluster_tests::fake::sha256(b"never seen");
+    let answer = scene.send(scene.blob("app", &unknown)).await?;
+    assert_eq!(answer.status(), 503);
+    Ok(())
+}
+
+async fn status(scene: &Scene, reference: impl std::fmt::Display) -> Result<u16> {
+    let answer = scene.send(scene.manifest("app", reference)).await?;
+    Ok(answer.status())
+}
+
+/// Adds an index of two images; returns it with them.
+fn index(scene: &Scene) -> (Bytes, Image, Image) {
+    let one = scene.fake.add_image("app", "one", &[noise(1, 1_000)]);
+    let two = scene.fake.add_image("app", "two", &[noise(2, 1_000)]);
+    let entry = |image: &Image, architecture: &str| {
+        json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": image.manifest.to_string(), "size": image.manifest_bytes.len(),
+            "platform": {"os": "linux", "architecture": architecture}})
+    };
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX,
+        "manifests": [entry(&one, "amd64"), entry(&two, "arm64")]});
+    let bytes = Bytes::from(index.to_string());
+    let digest = scene.fake.add_manifest("app", INDEX, bytes.clone());
+    scene.fake.set_tag("app", "multi", &digest);
+    (bytes, one, two)
+}
+
+#[tokio::test]
+async fn a_complete_image_is_handed_out_while_the_upstream_is_away() -> Result<()> {
+    let scene = scene().await?;
+    let image = scene
+        .fake
+        .add_image("app", "latest", &[noise(1, 1_000), noise(2, 1_000)]);
+    scene.pull("app", "latest", &image).await?;
+    take_away(&scene).await?;
+    scene.pull("app", "latest", &image).await
+}
+
+#[tokio::test]
+async fn an_image_without_one_of_its_blobs_is_not_promised_until_the_upstream_is_back() -> Result<()>
+{
+    let scene = scene().await?;
+    let image = scene
+        .fake
+        .add_image("app", "latest", &[noise(1, 1_000), noise(2, 1_000)]);
+    assert_eq!(status(&scene, "latest").await?, 200);
+    for digest in [&image.config, &image.layers[0]] {
+        assert_eq!(scene.send(scene.blob("app", digest)).await?.status(), 200);
+    }
+    take_away(&scene).await?;
+    assert_eq!(status(&scene, "latest").await?, 503, "a fresh tag");
+    assert_eq!(status(&scene, image.manifest).await?, 503, "a digest");
+    scene.fake.resume().await?;
+    eventually("the manifest is promised again", async || {
+        // The blob that is missing tells the node that the upstream is back.
+        let blob = scene.send(scene.blob("app", &image.layers[1])).await;
+        blob.is_ok_and(|blob| blob.status() == 200)
+    })
+    .await;
+    assert_eq!(status(&scene, "latest").await?, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_index_is_promised_with_one_complete_image() -> Result<()> {
+    let scene = scene().await?;
+    let (bytes, one, two) = index(&scene);
+    assert_eq!(status(&scene, "multi").await?, 200);
+    scene.pull("app", "one", &one).await?;
+    // Of the other image only the manifest is here.
+    assert_eq!(status(&scene, two.manifest).await?, 200);
+    take_away(&scene).await?;
+    let answer = scene.send(scene.manifest("app", "multi")).await?;
+    assert_whole(&answer, &bytes);
+    assert_eq!(status(&scene, one.manifest).await?, 200);
+    assert_eq!(status(&scene, two.manifest).await?, 503);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_index_without_a_complete_image_is_not_promised() -> Result<()> {
+    let scene = scene().await?;
+    let (_, one, _) = index(&scene);
+    assert_eq!(status(&scene, "multi").await?, 200);
+    assert_eq!(status(&scene, one.manifest).await?, 200);
+    take_away(&scene).await?;
+    assert_eq!(status(&scene, "multi").await?, 503);
+    Ok(())
+}

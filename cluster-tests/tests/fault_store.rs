@@ -1,0 +1,269 @@
+//! The bounds of the disk, and what a restart finds.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use millrace_cluster_tests::condition::{eventually, eventually_some, patience};
+use millrace_cluster_tests::fake::{Ended, Fake, Gate, Scene, Then, When, assert_whole, noise};
+use millrace_cluster_tests::http::Request;
+use millrace_cluster_tests::process::run;
+use tempfile::TempDir;
+
+const MIB: usize = 1024 * 1024;
+
+/// Sums the sizes of all files below `folder`.
+fn bytes_below(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return 0;
+    };
+    let sizes = entries.flatten().map(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => bytes_below(&entry.path()),
+        // A file that is gone meanwhile takes no room.
+        _ => entry.metadata().map_or(0, |metadata| metadata.len()),
+    });
+    sizes.sum()
+}
+
+#[tokio::test]
+async fn the_bound_holds_and_what_is_being_read_stays() -> Result<()> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
+    let blobs: Vec<_> = (0..8).map(|seed| noise(seed, 24 * MIB)).collect();
+    let add = |blob| scene.fake.add_blob("app", blob);
+    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
+    assert_whole(
+        &scene.send(scene.blob("app", &digests[0])).await?,
+        &blobs[0],
+    );
+    let mut slow = eventually_some("the first blob is kept", async || {
+        let slow = scene.open(scene.blob("app", &digests[0])).await.ok()?;
+        (slow.head().header("x-millrace-source") == Some("local")).then_some(slow)
+    })
+    .await;
+    let begin = slow.read_at_least(MIB).await?;
+    for (digest, blob) in digests.iter().zip(&blobs).skip(1) {
+        assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
+    }
+    eventually("the store is within its bound", async || {
+        bytes_below(&scene.node.data()) <= 88 * MIB as u64
+    })
+    .await;
+    let rest = slow.finish().await?;
+    assert!(
+        [begin, rest.body].concat() == blobs[0],
+        "the slow reader got other bytes"
+    );
+    // The first ones that nobody read had to go: they cost another fetch.
+    let asked = scene.fake.records().len();
+    assert_whole(
+        &scene.send(scene.blob("app", &digests[1])).await?,
+        &blobs[1],
+    );
+    assert_eq!(scene.fake.records().len(), asked + 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_blob_that_is_larger_than_the_store_is_relayed_and_not_kept() -> Result<()> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
+    let content = noise(1, 24 * MIB);
+    let digest = scene.fake.add_blob("app", content.clone());
+    for fetches in 1..3 {
+        assert_whole(&scene.send(scene.blob("app", &digest)).await?, &content);
+        assert_eq!(scene.fake.count("GET", "/blobs/"), fetches);
+    }
+    eventually("nothing of it stays", async || {
+        bytes_below(&scene.node.data()) <= 12 * MIB as u64
+    })
+    .await;
+    let small = scene.fake.add_blob("app", "small");
+    assert_whole(&scene.send(scene.blob("app", &small)).await?, b"small");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_relayed_blob_is_verified_too() -> Result<()> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
+    let digest = scene.fake.add_blob("app", noise(1, 24 * MIB));
+    scene
+        .fake
+        .on(When::get("/blobs/"), Then::healthy().flip(12 * MIB));
+    let wrong = scene.send(scene.blob("app", &digest)).await?;
+    millrace_cluster_tests::fake::assert_unfinished(&wrong);
+    Ok(())
+}
+
+#[tokio::test]
+async fn readers_of_a_relayed_blob_share_one_fetch() -> Result<()> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
+    let content = noise(1, 24 * MIB);
+    let digest = scene.fake.add_blob("app", content.clone());
+    let gate = Gate::default();
+    let paused = Then::healthy().stall(100_000, &gate);
+    scene.fake.on(When::get("/blobs/"), paused);
+    let one = scene.open(scene.blob("app", &digest)).await?;
+    let two = scene.open(scene.blob("app", &digest)).await?;
+    gate.open();
+    let (one, two) = tokio::try_join!(one.finish(), two.finish())?;
+    assert_whole(&one, &content);
+    assert_whole(&two, &content);
+    assert_eq!(scene.fake.count("GET", "/blobs/"), 1);
+    Ok(())
+}
+
+/// A small file system of its own; needs the rights of root, as the tests of clients do.
+struct SmallDisk {
+    folder: TempDir,
+}
+
+impl SmallDisk {
+    async fn mount(size: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        run(command.arg(folder.path()), Duration::from_secs(10))
+            .await
+            .context("mounting a tmpfs as a small disk needs root")?;
+        Ok(Self { folder })
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: the node that uses it may still be ending.
+        let unmounted = Command::new("umount").arg("-l").arg(self.path()).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("{} stays mounted", self.path().display());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_survived_and_blobs_are_relayed() -> Result<()> {
+    let disk = SmallDisk::mount("32m").await?;
+    let data = disk.path().join("data").display().to_string();
+    let scene = Scene::with(|node| {
+        node.environment("MILLRACE_STORAGE_FILESYSTEM_ROOTDIRECTORY", &data)
+            .set("cache/max_size", "1GiB")
+            .set("cache/min_free", "0B")
+    })
+    .await?;
+    let filler = disk.path().join("filler");
+    std::fs::write(&filler, vec![0; 24 * MIB])?;
+    let content = noise(1, 16 * MIB);
+    let digest = scene.fake.add_blob("app", content.clone());
+    assert_whole(&scene.send(scene.blob("app", &digest)).await?, &content);
+    let image = scene
+        .fake
+        .add_image("app", "latest", &[noise(2, 12 * MIB), noise(3, 1_000)]);
+    scene.pull("app", "latest", &image).await?;
+    let healthy = Request::get("/healthz").send(scene.node.debug_address());
+    assert_eq!(healthy.await?.status(), 200);
+    std::fs::remove_file(&filler)?;
+    eventually("the blob is kept again", async || {
+        let answer = scene.send(scene.blob("app", &digest)).await;
+        answer.is_ok_and(|answer| {
+            answer.body == content && answer.header("x-millrace-source") == Some("local")
+        })
+    })
+    .await;
+    Ok(())
+}
+
+/// A node that has half of a blob, and whose client has left.
+async fn half_full() -> Result<(Scene, millrace_protocol::oci::Digest, Gate)> {
+    let scene = Scene::of(Fake::start().await?, |node| {
+        node.set("http/draintimeout", "2s")
+    })
+    .await?;
+    let digest = scene.fake.add_blob("app", noise(1, 16 * MIB));
+    let gate = Gate::default();
+    let half = Then::healthy().stall(8 * MIB as u64, &gate);
+    scene.fake.on(When::get("/blobs/").first(1), half);
+    let mut reader = scene.open(scene.blob("app", &digest)).await?;
+    reader.read_at_least(7 * MIB).await?;
+    Ok((scene, digest, gate))
+}
+
+#[tokio::test]
+async fn a_restart_continues_the_part() -> Result<()> {
+    let (mut scene, digest, _gate) = half_full().await?;
+    assert!(scene.node.stop().await?.success(), "a drain is no failure");
+    eventually("the upstream sees the node leave", async || {
+        scene.fake.records()[0].end == Some(Ended::Left)
+    })
+    .await;
+    scene.node.restart().await?;
+    let answer = scene.send(scene.blob("app", &digest)).await?;
+    assert_whole(&answer, &noise(1, 16 * MIB));
+    let fetches = scene.fake.requests("GET", "/blobs/");
+    let start = fetches[1].range_start().context("the part was dropped")?;
+    assert!(start >= 7 * MIB as u64, "continued at {start}");
+    assert_eq!(fetches[1].sent_bytes, 16 * MIB as u64 - start);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_kill_leaves_nothing_wrong() -> Result<()> {
+    let (mut scene, digest, _gate) = half_full().await?;
+    let small = scene.fake.add_blob("app", "small");
+    assert_whole(&scene.send(scene.blob("app", &small)).await?, b"small");
+    scene.node.kill();
+    scene.node.restart().await?;
+    for _ in 0..2 {
+        let answer = scene.send(scene.blob("app", &digest)).await?;
+        assert_whole(&answer, &noise(1, 16 * MIB));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_although_a_client_reads() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    let digest = scene.fake.add_blob("app", noise(1, 4 * MIB));
+    let never = Gate::default();
+    let paused = Then::healthy().stall(MIB as u64, &never);
+    scene.fake.on(When::get("/blobs/"), paused);
+    let mut reader = scene.open(scene.blob("app", &digest)).await?;
+    reader.read_at_least(1_000).await?;
+    scene.node.terminate();
+    eventually("new connections are refused", async || {
+        scene.send(Request::get("/v2/")).await.is_err()
+    })
+    .await;
+    assert!(
+        reader.end().is_none(),
+        "the reader was cut at the first signal"
+    );
+    scene.node.terminate();
+    scene
+        .node
+        .ended(patience().min(Duration::from_secs(10)))
+        .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_drain_lets_a_running_body_finish() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    let content = noise(1, 4 * MIB);
+    let digest = scene.fake.add_blob("app", content.clone());
+    let gate = Gate::default();
+    let paused = Then::healthy().stall(MIB as u64, &gate);
+    scene.fake.on(When::get("/blobs/"), paused);
+    let reader = scene.open(scene.blob("app", &digest)).await?;
+    scene.node.terminate();
+    eventually("new connections are refused", async || {
+        scene.send(Request::get("/v2/")).await.is_err()
+    })
+    .await;
+    gate.open();
+    assert_whole(&reader.finish().await?, &content);
+    scene.node.ended(patience()).await?;
+    Ok(())
+}
