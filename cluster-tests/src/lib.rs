@@ -27,6 +27,7 @@ pub mod fake;
 pub mod http;
 pub mod image;
 pub mod link;
+pub mod load;
 pub mod node;
 pub mod process;
 pub mod proxy;

@@ -1,0 +1,47 @@
+//! What the benchmark ran on, in a few lines, because figures without it mean nothing.
+
+use std::process::Command;
+
+use crate::options::{Options, SEED};
+
+/// Describes machine, kernel, programs and seed. What cannot be found out is left out.
+pub(crate) fn describe(options: &Options) -> String {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let model = field("/proc/cpuinfo", "model name").unwrap_or_default();
+    let memory = field("/proc/meminfo", "MemTotal").unwrap_or_default();
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let nginx = output("/usr/sbin/nginx", "-v");
+    let registry = output("docker-registry", "--version");
+    let note = if options.quick {
+        "\nQUICK: little data, one run; the figures mean nothing"
+    } else {
+        ""
+    };
+    format!(
+        "subject {}, {} runs, seed {SEED}\n{cpus} x {model}, {memory}, Linux {}\n{nginx}; {registry}{note}\n",
+        options.subject,
+        options.runs(),
+        kernel.trim(),
+    )
+}
+
+fn field(path: &str, name: &str) -> Option<String> {
+    let text = read(path);
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = lines.find(|(key, _)| key.trim() == name)?;
+    Some(value.trim().to_owned())
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Returns the first line that a program prints about itself, on either output.
+fn output(program: &str, argument: &str) -> String {
+    let Ok(output) = Command::new(program).arg(argument).output() else {
+        return format!("no {program}");
+    };
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    text.lines().next().unwrap_or_default().to_owned()
+}

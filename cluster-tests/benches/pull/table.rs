@@ -1,0 +1,164 @@
+//! Figures, the targets they are judged by, and the table that shows both.
+
+use std::fmt;
+
+use crate::runs::Spread;
+
+/// What a figure is counted in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Unit {
+    /// How many times the rival's.
+    Times,
+    /// 10^6 bytes per second.
+    MegabytesPerSecond,
+    /// CPU seconds per GiB served.
+    CpuSecondsPerGib,
+    RequestsPerSecond,
+    Milliseconds,
+    Seconds,
+    Count,
+    Mebibytes,
+}
+
+impl Unit {
+    fn show(self, value: f64) -> String {
+        match self {
+            Self::Times => format!("{value:.2} x"),
+            Self::MegabytesPerSecond => format!("{value:.0} MB/s"),
+            Self::CpuSecondsPerGib => format!("{value:.2} CPU-s/GiB"),
+            Self::RequestsPerSecond => format!("{value:.0}/s"),
+            Self::Milliseconds => format!("{value:.1} ms"),
+            Self::Seconds => format!("{value:.2} s"),
+            Self::Count => format!("{value:.0}"),
+            Self::Mebibytes => format!("{value:.1} MiB"),
+        }
+    }
+}
+
+/// What the result of a figure must reach.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    AtLeast(f64),
+    AtMost(f64),
+    /// Shown for what it tells; nothing must be reached.
+    None,
+}
+
+impl Target {
+    fn is_missed(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(least) => value < least,
+            Self::AtMost(most) => value > most,
+            Self::None => false,
+        }
+    }
+
+    fn show(self, unit: Unit) -> String {
+        match self {
+            Self::AtLeast(least) => format!(">= {}", unit.show(least)),
+            Self::AtMost(most) => format!("<= {}", unit.show(most)),
+            Self::None => String::new(),
+        }
+    }
+}
+
+/// One line of the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Figure {
+    /// What was done.
+    pub(crate) work: String,
+    /// What of it was measured, and against whom.
+    pub(crate) what: &'static str,
+    /// Ours and the rival's, in their own unit.
+    pub(crate) sides: String,
+    /// What is judged, over the runs; its median counts.
+    pub(crate) result: Spread,
+    pub(crate) unit: Unit,
+    pub(crate) target: Target,
+    /// How many runs, and how quiet they were.
+    pub(crate) quality: String,
+}
+
+impl Figure {
+    fn is_missed(&self) -> bool {
+        self.target.is_missed(self.result.median)
+    }
+
+    fn cells(&self) -> [String; 8] {
+        let verdict = match self.target {
+            Target::None => "",
+            _ if self.is_missed() => "MISSED",
+            _ => "pass",
+        };
+        [
+            self.work.clone(),
+            self.what.to_owned(),
+            self.sides.clone(),
+            self.unit.show(self.result.median),
+            format!("{:.2}..{:.2}", self.result.least, self.result.most),
+            self.target.show(self.unit),
+            verdict.to_owned(),
+            self.quality.clone(),
+        ]
+    }
+}
+
+/// Shows two medians in `unit`.
+pub(crate) fn sides(unit: Unit, ours: Spread, rival: Spread) -> String {
+    format!("{} : {}", unit.show(ours.median), unit.show(rival.median))
+}
+
+/// The figures in the order in which they were measured.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    figures: Vec<Figure>,
+}
+
+const TITLES: [&str; 8] = [
+    "work",
+    "figure",
+    "ours : rival (medians)",
+    "result",
+    "min..max",
+    "target",
+    "verdict",
+    "runs",
+];
+
+impl Table {
+    /// A table of `figures` alone.
+    pub(crate) fn of(figures: Vec<Figure>) -> Self {
+        Self { figures }
+    }
+
+    /// Adds figures.
+    pub(crate) fn extend(&mut self, figures: Vec<Figure>) {
+        self.figures.extend(figures);
+    }
+
+    /// Tells whether a target was missed.
+    pub(crate) fn missed(&self) -> bool {
+        self.figures.iter().any(Figure::is_missed)
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let titles = TITLES.map(str::to_owned);
+        let lines: Vec<_> = std::iter::once(titles)
+            .chain(self.figures.iter().map(Figure::cells))
+            .collect();
+        let widths: [usize; 8] = std::array::from_fn(|column| {
+            let widths = lines.iter().map(|line| line[column].chars().count());
+            widths.max().unwrap_or_default()
+        });
+        for line in lines {
+            let cells = line.iter().zip(widths);
+            let padded: Vec<String> = cells
+                .map(|(cell, width)| format!("{cell:width$}"))
+                .collect();
+            writeln!(formatter, "{}", padded.join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+}

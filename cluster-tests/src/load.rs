@@ -1,0 +1,25 @@
+//! The load generator of the benchmarks: clients that cost little, rivals, and meters.
+//!
+//! Clients are blocking threads that let the kernel discard what they receive, so that a table
+//! shows what servers cost and not what clients do with the bytes. It measures; what is compared
+//! with what, and against which target, is the benchmark's part (`benches/pull`).
+//!
+//! ```text
+//! discard    clients that fetch bodies at full speed and throw them away
+//! trickle    many clients at once that read a little at a time
+//! rate       requests per second over kept connections (wrk)
+//! relay      a link of limited rate that counts what it carries
+//! nginx      the rival: static files, and a cache
+//! seed       large blobs, the same in every run, put into a registry's storage
+//! meter      CPU time and memory of processes, CPU time of the machine
+//! ```
+
+mod head;
+
+pub mod discard;
+pub mod meter;
+pub mod nginx;
+pub mod rate;
+pub mod relay;
+pub mod seed;
+pub mod trickle;
