@@ -311,7 +311,10 @@ impl Inner {
         if stop() {
             return;
         }
-        log_failure(result.and_then(|()| self.trim()), "rebuild the index");
+        let result = result
+            .and_then(|()| self.index.complete())
+            .and_then(|()| self.trim());
+        log_failure(result, "read or rebuild the index");
         self.index_ready.send_replace(true);
     }
 

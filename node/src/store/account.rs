@@ -57,7 +57,7 @@ impl Inner {
     /// Adds up the sizes of an index that was there at start; blocks, and returns early when
     /// `stop` says so.
     pub(super) fn count(&self, stop: impl Fn() -> bool) {
-        let mut blobs = self.index.blobs_after(None);
+        let mut blobs = self.index.blobs();
         while !stop() {
             let mut counted = self.counted.lock();
             let Some((key, record)) = blobs.next() else {

@@ -67,8 +67,14 @@ impl Index {
             path: path.to_owned(),
             source: sled::Error::Unsupported("a new index cannot be opened".into()),
         })?;
-        index.write(index.db.insert("version", VERSION))?;
         Ok((index, Opened::New))
+    }
+
+    /// Says that the index knows every file; one that never got so far is built anew.
+    pub(super) fn complete(&self) -> Result<(), StoreError> {
+        self.flush()?;
+        self.write(self.db.insert("version", VERSION))?;
+        self.flush()
     }
 
     /// Opens what is there; sled panics on some kinds of damage, which counts as damage too.
@@ -143,16 +149,12 @@ impl Index {
         Ok(old)
     }
 
-    /// Yields all blobs in order of their keys, beginning behind `after`.
-    pub(super) fn blobs_after(
-        &self,
-        after: Option<&[u8]>,
-    ) -> impl Iterator<Item = (Vec<u8>, Option<BlobRecord>)> + use<> {
-        let iter = match after {
-            Some(after) => self.blobs.range([after, &[0]].concat()..),
-            None => self.blobs.iter(),
-        };
-        iter.filter_map(Result::ok)
+    /// Yields all blobs in order of their keys; those that are put behind the iterator's place
+    /// meanwhile are among them.
+    pub(super) fn blobs(&self) -> impl Iterator<Item = (Vec<u8>, Option<BlobRecord>)> + use<> {
+        self.blobs
+            .iter()
+            .filter_map(Result::ok)
             .map(|(key, value)| (key.to_vec(), decode(&value)))
     }
 
@@ -222,7 +224,7 @@ fn set_aside(path: &Path) -> Result<(), StoreError> {
     let aside = path.with_extension("damaged");
     tracing::warn!(
         path = %path.display(), moved_to = %aside.display(),
-        "the index is missing, damaged or of another version; it is rebuilt from the files"
+        "the index is incomplete, damaged or of another version; it is rebuilt from the files"
     );
     if aside.exists() {
         std::fs::remove_dir_all(&aside).doing("remove", &aside)?;
@@ -335,16 +337,27 @@ mod tests {
     }
 
     #[test]
+    fn only_a_complete_index_is_believed() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("index");
+        let (index, _) = Index::open(&path).expect("opened");
+        index.put_blob(&digest("a"), record(1, 10)).expect("put");
+        drop(index);
+        let (index, opened) = Index::open(&path).expect("opened again");
+        assert_eq!(opened, Opened::New, "its rebuild was interrupted");
+        index.complete().expect("marked");
+        drop(index);
+        assert_eq!(Index::open(&path).expect("opened").1, Opened::Existing);
+    }
+
+    #[test]
     fn an_index_of_another_version_is_set_aside() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("index");
         let (index, _) = Index::open(&path).expect("opened");
+        index.complete().expect("marked");
         index.db.insert("version", "0").expect("changed");
         drop(index);
         assert_eq!(Index::open(&path).expect("opened again").1, Opened::New);
-        assert_eq!(
-            Index::open(&path).map(|opened| opened.1).ok(),
-            Some(Opened::Existing)
-        );
     }
 }
