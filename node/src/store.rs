@@ -30,7 +30,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -83,6 +83,8 @@ struct Inner {
     suspended: Mutex<HashMap<Digest, Suspended>>,
     /// Held while one caller evicts, so that two do not evict for the same need.
     eviction: Mutex<()>,
+    /// Numbers files that have no name of their own.
+    scratches: AtomicU64,
     /// Held while a sidecar is read, changed and written.
     sidecars: Mutex<()>,
     index_ready: watch::Sender<bool>,
@@ -165,11 +167,14 @@ impl Store {
         bytes: Bytes,
         sidecar: Sidecar,
     ) -> Result<(), StoreError> {
-        let mut part = self.part(digest).await?;
-        part.reserve(bytes.len() as u64).await?;
+        let inner = Arc::clone(&self.inner);
+        let digest = *digest;
+        let mut part = blocking(move || Part::scratch(&inner, &digest)).await?;
+        let size = bytes.len() as u64;
+        part.reserve(size).await?;
         let writer = part.writer();
         blocking(move || writer.write(0, &[bytes])).await?;
-        part.commit(sidecar).await
+        part.commit(size, sidecar).await
     }
 
     /// Opens the part of a digest, continuing one that was suspended.
@@ -291,6 +296,7 @@ impl Inner {
             counted: Mutex::new(counted),
             suspended: Mutex::default(),
             eviction: Mutex::default(),
+            scratches: AtomicU64::default(),
             sidecars: Mutex::default(),
             index_ready: watch::Sender::new(false),
             _lock: lock,
@@ -363,12 +369,14 @@ impl Inner {
 
     /// Moves a flushed, verified file to its place; blocks.
     fn publish(
-        &self,
+        self: &Arc<Self>,
         digest: &Digest,
         file: &Path,
         size: u64,
         sidecar: &Sidecar,
     ) -> Result<(), StoreError> {
+        // Older content under this digest may be evicted, but not between the two files.
+        let _pin = Pin::new(self, digest);
         let target = self.layout.blob(digest);
         self.make_fan_folder(layout::parent(&target))?;
         {

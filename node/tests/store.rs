@@ -65,7 +65,7 @@ async fn put(store: &Store, seed: u8, length: usize) -> Digest {
     let mut part = store.part(&digest).await.expect("part");
     part.reserve(length as u64).await.expect("room");
     part.writer().write(0, &[bytes]).expect("written");
-    part.commit(Sidecar::new(None, provenance()))
+    part.commit(length as u64, Sidecar::new(None, provenance()))
         .await
         .expect("committed");
     digest
@@ -371,4 +371,49 @@ async fn two_nodes_cannot_share_a_data_folder() {
     let (_store, _tasks) = open(folder.path()).await;
     let second = Store::open(&config(folder.path()), &Tasks::default()).await;
     assert!(matches!(second, Err(StoreError::InUse { .. })));
+}
+
+#[tokio::test]
+async fn a_manifest_does_not_touch_the_part_of_a_blob_with_its_digest() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let (digest, bytes) = content(5, 1_000);
+    let mut part = store.part(&digest).await.expect("part");
+    part.reserve(1_000).await.expect("room");
+    part.writer()
+        .write(0, &[bytes.slice(..600)])
+        .expect("written");
+
+    let sidecar = Sidecar::new(Some(MediaType::new("a/b")), provenance());
+    let stored = store.put_manifest(&digest, bytes.clone(), sidecar).await;
+    stored.expect("stored");
+
+    let mut begun = vec![0; 600];
+    part.writer().read(0, &mut begun).expect("still there");
+    assert_eq!(begun, &bytes[..600]);
+    part.writer()
+        .write(600, &[bytes.slice(600..)])
+        .expect("written");
+    let committed = part.commit(1_000, Sidecar::new(None, provenance())).await;
+    committed.expect("its file is still under its name");
+    assert_eq!(read_all(&store, &digest).await, Some(bytes.to_vec()));
+    let manifest = store.manifest(&digest).await.expect("store works");
+    assert!(manifest.is_some(), "the media type is kept");
+    assert_eq!(store.status().blobs, 1);
+}
+
+#[tokio::test]
+async fn a_part_that_is_longer_than_what_was_verified_is_cut() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let (digest, bytes) = content(6, 1_000);
+    let part = store.part(&digest).await.expect("part");
+    let excess = Bytes::from_static(b"what a lying upstream sent");
+    part.writer()
+        .write(0, &[bytes.clone(), excess])
+        .expect("written");
+    let committed = part.commit(1_000, Sidecar::new(None, provenance())).await;
+    committed.expect("committed");
+    assert_eq!(read_all(&store, &digest).await, Some(bytes.to_vec()));
+    assert_eq!(store.status().blob_bytes, 1_000);
 }

@@ -114,6 +114,10 @@ impl Filler {
             // finds it; whoever joined meanwhile with another origin is served from it, too.
             self.suspend(&sink).await;
             self.shared.table.next_candidate(&self.transfer)?;
+            if sink.is_relaying() {
+                // What was relayed is gone and cannot be hashed again: whoever asks next begins.
+                return Err(PullError::Stopped);
+            }
         }
     }
 
@@ -223,11 +227,12 @@ impl Filler {
         let expected = self.transfer.digest;
         if actual != expected {
             tracing::warn!(%actual, %origin, "an upstream sent wrong bytes; they are dropped");
+            sink.stop_storing().await;
             return Err(PullError::Corrupt { expected, actual });
         }
         self.transfer.change(|state| state.phase = Phase::Verified);
         let sidecar = Sidecar::new(None, origin.provenance());
-        if let Err(error) = sink.commit(sidecar).await {
+        if let Err(error) = sink.commit(size, sidecar).await {
             // Everybody who waits is served from the open file; only the next pull suffers.
             tracing::error!(
                 error = &error as &dyn std::error::Error,

@@ -76,20 +76,18 @@ impl Sink {
     }
 
     /// Makes sure that the disk has room up to `size`, or up to a step beyond `position` while
-    /// the size is unknown. Returns whether the blob is stored.
-    pub(super) async fn reserve(
-        &self,
-        size: Option<u64>,
-        position: u64,
-    ) -> Result<bool, StoreError> {
+    /// the size is unknown. Without room the blob is relayed from here on.
+    ///
+    /// # Errors
+    /// The disk failed; that it is full is no error.
+    pub(super) async fn reserve(&self, size: Option<u64>, position: u64) -> Result<(), StoreError> {
         let mut part = self.part.lock().await;
         let Some(open) = part.as_mut() else {
-            return Ok(false);
+            return Ok(());
         };
         let steps = position / RESERVE_STEP_BYTES + 1;
         let total = size.unwrap_or(steps * RESERVE_STEP_BYTES);
         match open.reserve(total).await {
-            Ok(()) => Ok(true),
             Err(error) if error.is_full() => {
                 tracing::warn!(
                     blob.digest = %self.digest, %error,
@@ -97,9 +95,9 @@ impl Sink {
                 );
                 drop(part);
                 self.stop_storing().await;
-                Ok(false)
+                Ok(())
             }
-            Err(error) => Err(error),
+            result => result,
         }
     }
 
@@ -122,7 +120,8 @@ impl Sink {
             let result = writer.write(offset, &chunks).and_then(|()| {
                 let mut progress = progress.lock();
                 progress.add(offset, &chunks);
-                progress.catch_up(&writer, &written, BACKLOG_BYTES)
+                let until = progress.hashed.saturating_add(BACKLOG_BYTES);
+                progress.catch_up(&writer, &written, until)
             });
             (result, chunks)
         })
@@ -175,9 +174,9 @@ impl Sink {
     ///
     /// # Errors
     /// A file operation failed; the blob is not kept then.
-    pub(super) async fn commit(&self, sidecar: Sidecar) -> Result<(), StoreError> {
+    pub(super) async fn commit(&self, size: u64, sidecar: Sidecar) -> Result<(), StoreError> {
         match self.part.lock().await.take() {
-            Some(part) => part.commit(sidecar).await,
+            Some(part) => part.commit(size, sidecar).await,
             None => Ok(()),
         }
     }
@@ -189,14 +188,20 @@ impl Sink {
     pub(super) async fn suspend(&self, written: RangeSet<u64>) -> Result<(), StoreError> {
         match self.part.lock().await.take() {
             Some(part) if !written.is_empty() => part.suspend(written).await,
-            _ => Ok(()),
+            Some(part) => {
+                part.discard().await;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
-    async fn stop_storing(&self) {
+    /// Drops the part and relays what still comes; readers that have the file open keep it.
+    pub(super) async fn stop_storing(&self) {
         *self.writer.lock() = None;
-        // Dropping the part removes the file; readers that have it open keep what it holds.
-        self.part.lock().await.take();
+        if let Some(part) = self.part.lock().await.take() {
+            part.discard().await;
+        }
     }
 }
 
@@ -212,20 +217,19 @@ impl Verification {
         }
     }
 
-    /// Hashes at most about `limit` bytes that were written out of order; blocks.
+    /// Hashes what was written out of order, up to the position `until`; blocks.
     fn catch_up(
         &mut self,
         writer: &PartWriter,
         written: &RangeSet<u64>,
-        limit: u64,
+        until: u64,
     ) -> Result<(), StoreError> {
         let mut buffer = Vec::new();
-        let stop = self.hashed.saturating_add(limit);
-        while self.hashed < stop
+        while self.hashed < until
             && let Some(range) = written.get(&self.hashed)
         {
             buffer.resize(REREAD_BYTES, 0);
-            let length = (range.end - self.hashed).min(REREAD_BYTES as u64);
+            let length = (range.end.min(until) - self.hashed).min(REREAD_BYTES as u64);
             let piece = &mut buffer[..usize::try_from(length).expect("at most REREAD_BYTES")];
             writer.read(self.hashed, piece)?;
             self.hasher.update(piece);

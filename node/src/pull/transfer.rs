@@ -218,8 +218,12 @@ impl State {
         self.segments.split(position)
     }
 
+    /// Takes over the size; what an earlier answer sent beyond it was no part of the blob.
     pub(super) fn learn_size(&mut self, size: u64) {
         self.size = Some(size);
+        if size < u64::MAX {
+            self.written.remove(size..u64::MAX);
+        }
         self.segments.limit(size);
     }
 

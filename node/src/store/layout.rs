@@ -6,6 +6,7 @@
 //! blobs/sha256/ab/abcd…           content, under the digest of its bytes
 //! blobs/sha256/ab/abcd….json      sidecar: what cannot be derived from the content
 //! parts/sha256-abcd…              content that is not complete
+//! parts/scratch-17                content that is whole in memory, on its way to its place
 //! parts/sha256-abcd….json         which ranges of it are on disk, if it was suspended
 //! index/                          sled; can be deleted at any time
 //! ```
@@ -78,6 +79,10 @@ impl Layout {
     pub(super) fn part(&self, digest: &Digest) -> PathBuf {
         let name = format!("{}-{}", digest.algorithm().name(), digest.hex());
         self.parts().join(name)
+    }
+
+    pub(super) fn scratch(&self, number: u64) -> PathBuf {
+        self.parts().join(format!("scratch-{number}"))
     }
 
     pub(super) fn part_state(&self, digest: &Digest) -> PathBuf {

@@ -6,8 +6,9 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -40,7 +41,8 @@ pub(super) struct Suspended {
     pub(super) since: SystemTime,
 }
 
-/// A growing blob. Dropping it without [`Part::commit`] or [`Part::suspend`] removes it.
+/// A growing blob. Dropping it without [`Part::commit`] or [`Part::suspend`] removes it, which
+/// blocks; [`Part::discard`] does not.
 #[derive(Debug)]
 pub struct Part {
     inner: Arc<Inner>,
@@ -53,10 +55,24 @@ pub struct Part {
 }
 
 impl Part {
-    /// Opens the part of a digest; blocks.
+    /// Opens the part of a digest, which is resumable; blocks.
     pub(super) fn open(inner: &Arc<Inner>, digest: &Digest) -> Result<Self, StoreError> {
-        let path = inner.layout.part(digest);
         let saved = inner.take_suspended(digest);
+        Self::create(inner, digest, inner.layout.part(digest), saved)
+    }
+
+    /// Opens a part that nobody else can have open, for content that is whole in memory; blocks.
+    pub(super) fn scratch(inner: &Arc<Inner>, digest: &Digest) -> Result<Self, StoreError> {
+        let number = inner.scratches.fetch_add(1, Ordering::Relaxed);
+        Self::create(inner, digest, inner.layout.scratch(number), RangeSet::new())
+    }
+
+    fn create(
+        inner: &Arc<Inner>,
+        digest: &Digest,
+        path: PathBuf,
+        saved: RangeSet<u64>,
+    ) -> Result<Self, StoreError> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -128,23 +144,37 @@ impl Part {
 
     /// Makes the verified content visible under its digest, durably.
     ///
-    /// When this returns, content and sidecar survive a power failure.
+    /// `size` is what was verified, in bytes; what lies behind it is cut off. When this returns,
+    /// content and sidecar survive a power failure.
     ///
     /// # Errors
     /// A file operation that failed; the part is removed then.
     /// # Cancel safety
     /// The commit goes on if the future is dropped.
-    pub async fn commit(self, sidecar: Sidecar) -> Result<(), StoreError> {
-        blocking(move || self.commit_blocking(&sidecar)).await
+    pub async fn commit(self, size: u64, sidecar: Sidecar) -> Result<(), StoreError> {
+        blocking(move || self.commit_blocking(size, &sidecar)).await
     }
 
-    fn commit_blocking(mut self, sidecar: &Sidecar) -> Result<(), StoreError> {
+    fn commit_blocking(mut self, size: u64, sidecar: &Sidecar) -> Result<(), StoreError> {
         let PartWriter { file, path } = &self.writer;
+        file.set_len(size).doing("truncate", path)?;
         rustix::fs::fdatasync(file).doing("flush", path)?;
-        let size = file.metadata().doing("examine", path)?.len();
         self.inner.publish(&self.digest, path, size, sidecar)?;
         self.owned = false;
         Ok(())
+    }
+
+    /// Removes the part without blocking the runtime.
+    ///
+    /// # Cancel safety
+    /// The removal goes on if the future is dropped.
+    pub async fn discard(self) {
+        // Dropping it is the removal; a failure is logged there.
+        let dropped = blocking(move || {
+            drop(self);
+            Ok::<(), StoreError>(())
+        });
+        let _ = dropped.await;
     }
 
     /// Keeps the part on disk, so that a later fill continues it.

@@ -4,10 +4,13 @@
 //! survives the loss of the index. How old a record may be before it is checked again is the
 //! pull room's decision.
 
+use std::sync::Arc;
+
 use millrace_protocol::oci::{Digest, RepositoryName, Tag};
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
+use super::eviction::Pin;
 use super::sidecar::{Provenance, Sidecar, TagClaim};
 use super::{Inner, Store, blocking};
 
@@ -98,7 +101,7 @@ impl Store {
 
 impl Inner {
     fn put_tag(
-        &self,
+        self: &Arc<Self>,
         name: &TagName,
         credential: String,
         record: &TagRecord,
@@ -124,7 +127,7 @@ impl Inner {
         self.index.put_tag(&name.key(), record)
     }
 
-    fn unclaim(&self, name: &TagName, digest: &Digest) -> Result<(), StoreError> {
+    fn unclaim(self: &Arc<Self>, name: &TagName, digest: &Digest) -> Result<(), StoreError> {
         let claim = name.claim(0);
         self.update_sidecar(digest, |sidecar| {
             sidecar.tags.retain(|known| !known.same_name(&claim));
@@ -133,10 +136,12 @@ impl Inner {
 
     /// Changes a sidecar if it exists; content that was evicted has none.
     fn update_sidecar(
-        &self,
+        self: &Arc<Self>,
         digest: &Digest,
         change: impl FnOnce(&mut Sidecar),
     ) -> Result<(), StoreError> {
+        // Evicted meanwhile, its content would leave a sidecar that nobody removes.
+        let _pin = Pin::new(self, digest);
         let path = self.layout.sidecar(digest);
         let _one_at_a_time = self.sidecars.lock();
         let Some(mut sidecar) = Sidecar::read(&path) else {
