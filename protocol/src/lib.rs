@@ -14,4 +14,7 @@
 #![warn(missing_docs)]
 
 pub mod byte_range;
+pub mod chunk;
+pub mod node_id;
 pub mod oci;
+pub mod wire;

@@ -84,7 +84,8 @@ impl Digest {
         hex::encode(self.hash())
     }
 
-    fn new(algorithm: Algorithm, hash: &[u8]) -> Self {
+    /// Makes the digest with this hash, which has the algorithm's length.
+    pub(crate) fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
         let mut padded = [0; MAX_HASH_BYTES];
         padded[..hash.len()].copy_from_slice(hash);
         Self {
@@ -126,7 +127,7 @@ impl FromStr for Digest {
         if !lower_case || hex::decode_to_slice(encoded, hash).is_err() {
             return Err(InvalidDigest::Malformed);
         }
-        Ok(Self::new(algorithm, hash))
+        Ok(Self::from_hash(algorithm, hash))
     }
 }
 
@@ -176,8 +177,8 @@ impl Hasher {
     /// Returns the digest of everything that was added.
     pub fn finish(self) -> Digest {
         match self {
-            Self::Sha256(hasher) => Digest::new(Algorithm::Sha256, &hasher.finalize()),
-            Self::Sha512(hasher) => Digest::new(Algorithm::Sha512, &hasher.finalize()),
+            Self::Sha256(hasher) => Digest::from_hash(Algorithm::Sha256, &hasher.finalize()),
+            Self::Sha512(hasher) => Digest::from_hash(Algorithm::Sha512, &hasher.finalize()),
         }
     }
 }

@@ -1,0 +1,245 @@
+//! Questions and answers between nodes.
+//!
+//! Each question travels on a bidirectional stream of its own; answers come back on it in the
+//! order that is described at the question. While an answer is being worked on, the node that was
+//! asked says [`Answer::Pending`] at once and every second: silence means that it is gone.
+//! No message carries a credential: what content was fetched with is named by an id.
+
+use serde::{Deserialize, Serialize};
+
+use crate::chunk::ChainValue;
+use crate::node_id::NodeId;
+use crate::oci::{Digest, MediaType, RepositoryName, Tag};
+
+/// Most origins that one question names.
+pub const MAX_ORIGINS: usize = 16;
+
+/// Most digests that one [`Question::Holds`] asks for.
+pub const MAX_ASKED_DIGESTS: usize = 1024;
+
+/// Most sources that one answer names.
+pub const MAX_SOURCES: usize = 16;
+
+/// Most values that one [`BlobNews::Chain`] carries.
+pub const MAX_CHAIN_VALUES: usize = 1024;
+
+/// Most chunks that one [`Question::Read`] asks for.
+pub const MAX_READ_CHUNKS: u32 = 64;
+
+/// Largest manifest, in bytes.
+pub const MAX_MANIFEST_BYTES: usize = 8 * 1024 * 1024;
+
+/// As what the node that is asked should act. A greater role waits for nobody of a smaller one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// Give what is here or already on its way from an upstream; ask nobody.
+    Holder,
+    /// Also ask the home.
+    Owner,
+    /// Also ask who holds it, and then the upstream.
+    Home,
+}
+
+/// What some content was, or may be, fetched as.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OriginName {
+    /// Name of the configured upstream.
+    pub upstream: String,
+    /// Repository within the upstream.
+    pub repository: RepositoryName,
+    /// Id of the credential, or `anonymous`; never a secret.
+    pub credential: String,
+}
+
+/// What one node asks another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// Answered by [`Answer::Blob`]: one `Opened`, any number of `Chain` and `Sources`, then
+    /// `Whole`; or `Refused` at any point. The stream stays open until the asker has the blob:
+    /// for as long, the asker counts as a taker that others may be sent to.
+    Open(OpenBlob),
+    /// Answered by [`Answer::Chunk`] with the chunk's bytes behind each, in order, then
+    /// [`Answer::Done`], [`Answer::NotYet`], [`Answer::Busy`] or [`Answer::Absent`].
+    Read(ReadChunks),
+    /// Answered by one [`Answer::Manifest`] with its bytes behind it, or [`Answer::Refused`].
+    Manifest(AskManifest),
+    /// Answered by one [`Answer::Tag`] or [`Answer::Refused`].
+    Resolve(ResolveTag),
+    /// Answered by one [`Answer::Tag`] from the record alone, or [`Answer::Absent`].
+    Recall(RecallTag),
+    /// Answered by one [`Answer::Holds`].
+    Holds(AskHolds),
+}
+
+/// Asks for a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenBlob {
+    /// The blob.
+    pub digest: Digest,
+    /// As what.
+    pub role: Role,
+    /// Where it may come from, in the order in which it was named; at most [`MAX_ORIGINS`].
+    pub origins: Vec<OriginName>,
+    /// The asker's zone: it is sent to sources of that zone.
+    pub zone: String,
+}
+
+/// Asks for chunks that the other node has, or is about to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadChunks {
+    /// The blob.
+    pub digest: Digest,
+    /// Index of the first chunk.
+    pub first: u32,
+    /// How many; between 1 and [`MAX_READ_CHUNKS`].
+    pub count: u32,
+}
+
+/// Asks for a manifest by digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskManifest {
+    /// The manifest.
+    pub digest: Digest,
+    /// As what.
+    pub role: Role,
+    /// Where it may come from; at most [`MAX_ORIGINS`].
+    pub origins: Vec<OriginName>,
+}
+
+/// Asks what a tag points to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveTag {
+    /// The repository.
+    pub origin: OriginName,
+    /// The tag.
+    pub tag: Tag,
+    /// Greatest acceptable age of the answer, in milliseconds; 0 asks the upstream in any case.
+    pub max_age_ms: u64,
+}
+
+/// Asks what a node last knew of a tag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecallTag {
+    /// Name of the configured upstream.
+    pub upstream: String,
+    /// Repository within the upstream.
+    pub repository: RepositoryName,
+    /// The tag.
+    pub tag: Tag,
+}
+
+/// Asks which of some contents a node has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskHolds {
+    /// Blobs and manifests; at most [`MAX_ASKED_DIGESTS`].
+    pub digests: Vec<Digest>,
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is being worked on; sent at once and every second.
+    Pending,
+    /// News of a blob.
+    Blob(BlobNews),
+    /// A chunk, whose bytes follow this frame.
+    Chunk {
+        /// Which one.
+        index: u32,
+        /// How many bytes follow.
+        length: u32,
+    },
+    /// All chunks that were asked for have been sent.
+    Done,
+    /// The next chunk is not here yet.
+    NotYet,
+    /// All upload slots are taken; these nodes may have the chunk.
+    Busy {
+        /// At most [`MAX_SOURCES`].
+        ask: Vec<NodeId>,
+    },
+    /// It is not here.
+    Absent,
+    /// A manifest, whose bytes follow this frame.
+    Manifest {
+        /// The exact `Content-Type`.
+        media_type: MediaType,
+        /// How many bytes follow.
+        length: u32,
+        /// What it was fetched as.
+        provenance: Vec<OriginName>,
+    },
+    /// What a tag points to.
+    Tag {
+        /// The manifest.
+        digest: Digest,
+        /// Time since the upstream last said so, in milliseconds.
+        age_ms: u64,
+        /// What it was resolved as.
+        origin: OriginName,
+    },
+    /// One entry for each digest that was asked for, in that order.
+    Holds(Vec<Holding>),
+    /// It cannot be given.
+    Refused(Refusal),
+}
+
+/// News of a blob that was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlobNews {
+    /// The first bytes are in hand.
+    Opened {
+        /// Size in bytes.
+        size: u64,
+        /// What it was, or is being, fetched as.
+        provenance: Vec<OriginName>,
+        /// Who to read from, best first; at most [`MAX_SOURCES`].
+        sources: Vec<NodeId>,
+    },
+    /// The values behind chunks `first`, `first + 1`, …; without gaps over the whole stream.
+    Chain {
+        /// Index of the chunk that ends at the first value.
+        first: u32,
+        /// At most [`MAX_CHAIN_VALUES`]; the last chunk has none, it must lead to the digest.
+        values: Vec<ChainValue>,
+    },
+    /// Who to read from now, best first; at most [`MAX_SOURCES`].
+    Sources(Vec<NodeId>),
+    /// The whole has been verified here.
+    Whole,
+}
+
+/// Whether a node has some content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Holding {
+    /// It has not.
+    No,
+    /// It has the whole.
+    Whole,
+    /// It is about to ask an upstream for it, or is receiving it from one.
+    Fetching {
+        /// Whether the upstream has already been asked.
+        asked: bool,
+    },
+}
+
+/// Why something cannot be given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The upstream has answered 404 to this origin.
+    NotFound(OriginName),
+    /// The upstream has refused this origin with 401 or 403.
+    Denied(OriginName, u16),
+    /// The upstream limits the rate; it may be asked again after so many milliseconds.
+    RateLimited(OriginName, Option<u64>),
+    /// The upstream cannot be reached or failed; the reason is for people.
+    Unavailable(OriginName, String),
+    /// None of the origins is configured here.
+    Unconfigured,
+    /// It is not here, and in this role nobody else is asked.
+    Absent,
+    /// This node cannot serve now: it stops, its disk failed, or it has too much to do.
+    Unable,
+    /// What arrived was not what the digest promises.
+    Corrupt,
+}
