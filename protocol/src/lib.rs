@@ -17,4 +17,5 @@ pub mod byte_range;
 pub mod chunk;
 pub mod node_id;
 pub mod oci;
+pub mod placement;
 pub mod wire;
