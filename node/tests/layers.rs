@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("pull", &["upstream", "store", "telemetry", "task", "units"]),
     ("upstream", &["telemetry", "task", "units"]),
     ("store", &["telemetry", "task", "units"]),
+    ("cluster", &["telemetry", "task", "units"]),
     // The sum of the rooms' settings: it knows their types and nothing else of them.
     ("config", &["registry", "upstream", "telemetry", "units"]),
     ("telemetry", &[]),
