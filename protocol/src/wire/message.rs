@@ -7,12 +7,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::gradual;
 use crate::chunk::ChainValue;
 use crate::node_id::NodeId;
 use crate::oci::{Digest, MediaType, RepositoryName, Tag};
 
 /// Most origins that one question names.
 pub const MAX_ORIGINS: usize = 16;
+
+/// Most origins that one answer names as provenance: who answers keeps those that were asked for.
+pub const MAX_PROVENANCE: usize = 64;
 
 /// Most digests that one [`Question::Holds`] asks for.
 pub const MAX_ASKED_DIGESTS: usize = 1024;
@@ -26,8 +30,11 @@ pub const MAX_CHAIN_VALUES: usize = 1024;
 /// Most chunks that one [`Question::Read`] asks for.
 pub const MAX_READ_CHUNKS: u32 = 64;
 
-/// Largest manifest, in bytes.
-pub const MAX_MANIFEST_BYTES: usize = 8 * 1024 * 1024;
+/// Longest name of an upstream, a credential, a zone or a media type, in bytes.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// Longest reason for people, in bytes.
+pub const MAX_REASON_BYTES: usize = 1024;
 
 /// As what the node that is asked should act. A greater role waits for nobody of a smaller one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,6 +86,7 @@ pub struct OpenBlob {
     /// As what.
     pub role: Role,
     /// Where it may come from, in the order in which it was named; at most [`MAX_ORIGINS`].
+    #[serde(deserialize_with = "gradual::read")]
     pub origins: Vec<OriginName>,
     /// The asker's zone: it is sent to sources of that zone.
     pub zone: String,
@@ -103,6 +111,7 @@ pub struct AskManifest {
     /// As what.
     pub role: Role,
     /// Where it may come from; at most [`MAX_ORIGINS`].
+    #[serde(deserialize_with = "gradual::read")]
     pub origins: Vec<OriginName>,
 }
 
@@ -132,6 +141,7 @@ pub struct RecallTag {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AskHolds {
     /// Blobs and manifests; at most [`MAX_ASKED_DIGESTS`].
+    #[serde(deserialize_with = "gradual::read")]
     pub digests: Vec<Digest>,
 }
 
@@ -156,6 +166,7 @@ pub enum Answer {
     /// All upload slots are taken; these nodes may have the chunk.
     Busy {
         /// At most [`MAX_SOURCES`].
+        #[serde(deserialize_with = "gradual::read")]
         ask: Vec<NodeId>,
     },
     /// It is not here.
@@ -166,7 +177,8 @@ pub enum Answer {
         media_type: MediaType,
         /// How many bytes follow.
         length: u32,
-        /// What it was fetched as.
+        /// What it was fetched as; at most [`MAX_PROVENANCE`].
+        #[serde(deserialize_with = "gradual::read")]
         provenance: Vec<OriginName>,
     },
     /// What a tag points to.
@@ -179,7 +191,7 @@ pub enum Answer {
         origin: OriginName,
     },
     /// One entry for each digest that was asked for, in that order.
-    Holds(Vec<Holding>),
+    Holds(#[serde(deserialize_with = "gradual::read")] Vec<Holding>),
     /// It cannot be given.
     Refused(Refusal),
 }
@@ -191,9 +203,11 @@ pub enum BlobNews {
     Opened {
         /// Size in bytes.
         size: u64,
-        /// What it was, or is being, fetched as.
+        /// What it was, or is being, fetched as; at most [`MAX_PROVENANCE`].
+        #[serde(deserialize_with = "gradual::read")]
         provenance: Vec<OriginName>,
         /// Who to read from, best first; at most [`MAX_SOURCES`].
+        #[serde(deserialize_with = "gradual::read")]
         sources: Vec<NodeId>,
     },
     /// The values behind chunks `first`, `first + 1`, …; without gaps over the whole stream.
@@ -201,10 +215,11 @@ pub enum BlobNews {
         /// Index of the chunk that ends at the first value.
         first: u32,
         /// At most [`MAX_CHAIN_VALUES`]; the last chunk has none, it must lead to the digest.
+        #[serde(deserialize_with = "gradual::read")]
         values: Vec<ChainValue>,
     },
     /// Who to read from now, best first; at most [`MAX_SOURCES`].
-    Sources(Vec<NodeId>),
+    Sources(#[serde(deserialize_with = "gradual::read")] Vec<NodeId>),
     /// The whole has been verified here.
     Whole,
 }
@@ -242,4 +257,12 @@ pub enum Refusal {
     Unable,
     /// What arrived was not what the digest promises.
     Corrupt,
+}
+
+impl Refusal {
+    /// Says that an upstream failed; a long `reason` is cut to [`MAX_REASON_BYTES`].
+    pub fn unavailable(origin: OriginName, mut reason: String) -> Self {
+        reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+        Self::Unavailable(origin, reason)
+    }
 }
