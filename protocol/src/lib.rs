@@ -15,6 +15,7 @@
 
 pub mod byte_range;
 pub mod chunk;
+pub mod membership;
 pub mod node_id;
 pub mod oci;
 pub mod placement;
