@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_protocol::oci::{Digest, Hasher};
+use millrace_protocol::chunk::{ChainHasher, ChainValue};
+use millrace_protocol::oci::Digest;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
@@ -26,13 +27,18 @@ pub(super) struct Sink {
     part: tokio::sync::Mutex<Option<Part>>,
     writer: Mutex<Option<PartWriter>>,
     progress: Arc<Mutex<Verification>>,
+    chain: Chain,
 }
+
+/// The values by which the chunks of a blob are checked, from its first chunk on, as far as its
+/// bytes were hashed; they are right once the digest is.
+pub(super) type Chain = Arc<Mutex<Vec<ChainValue>>>;
 
 /// The digest in the making.
 #[derive(Debug)]
 struct Verification {
-    hasher: Hasher,
-    hashed: u64,
+    hasher: ChainHasher,
+    chain: Chain,
 }
 
 /// How a batch was taken.
@@ -52,16 +58,24 @@ impl Sink {
             Err(error) if error.is_full() => None,
             Err(error) => return Err(error),
         };
+        let chain = Chain::default();
         let verification = Verification {
-            hasher: digest.algorithm().hasher(),
-            hashed: 0,
+            hasher: ChainHasher::new(digest.algorithm()),
+            chain: Arc::clone(&chain),
         };
         Ok(Self {
             digest: *digest,
             writer: Mutex::new(part.as_ref().map(Part::writer)),
             part: tokio::sync::Mutex::new(part),
             progress: Arc::new(Mutex::new(verification)),
+            chain,
         })
+    }
+
+    /// Returns the chain, which grows with every batch; clones share it.
+    #[expect(dead_code, reason = "chunks are not yet given to peers")]
+    pub(super) fn chain(&self) -> Chain {
+        Arc::clone(&self.chain)
     }
 
     /// Returns what an earlier transfer left on disk, and a reader of the file.
@@ -120,7 +134,7 @@ impl Sink {
             let result = writer.write(offset, &chunks).and_then(|()| {
                 let mut progress = progress.lock();
                 progress.add(offset, &chunks);
-                let until = progress.hashed.saturating_add(BACKLOG_BYTES);
+                let until = progress.hashed().saturating_add(BACKLOG_BYTES);
                 progress.catch_up(&writer, &written, until)
             });
             (result, chunks)
@@ -128,7 +142,7 @@ impl Sink {
         .await;
         match result {
             Ok(()) => Ok(Taken::Written),
-            Err(error) if error.is_full() && self.progress.lock().hashed == offset => {
+            Err(error) if error.is_full() && self.progress.lock().hashed() == offset => {
                 tracing::warn!(
                     blob.digest = %self.digest, %error,
                     "the disk is full: the rest of the blob is relayed without being kept"
@@ -206,15 +220,23 @@ impl Sink {
 }
 
 impl Verification {
+    fn hashed(&self) -> u64 {
+        self.hasher.hashed()
+    }
+
     /// Adds bytes if they are the next ones.
     fn add(&mut self, offset: u64, chunks: &[Bytes]) {
-        if offset != self.hashed {
+        if offset != self.hashed() {
             return;
         }
         for chunk in chunks {
-            self.hasher.update(chunk);
-            self.hashed += chunk.len() as u64;
+            self.update(chunk);
         }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        let chain = &self.chain;
+        self.hasher.update(bytes, |value| chain.lock().push(value));
     }
 
     /// Hashes what was written out of order, up to the position `until`; blocks.
@@ -225,15 +247,14 @@ impl Verification {
         until: u64,
     ) -> Result<(), StoreError> {
         let mut buffer = Vec::new();
-        while self.hashed < until
-            && let Some(range) = written.get(&self.hashed)
+        while self.hashed() < until
+            && let Some(range) = written.get(&self.hashed())
         {
             buffer.resize(REREAD_BYTES, 0);
-            let length = (range.end.min(until) - self.hashed).min(REREAD_BYTES as u64);
+            let length = (range.end.min(until) - self.hashed()).min(REREAD_BYTES as u64);
             let piece = &mut buffer[..usize::try_from(length).expect("at most REREAD_BYTES")];
-            writer.read(self.hashed, piece)?;
-            self.hasher.update(piece);
-            self.hashed += length;
+            writer.read(self.hashed(), piece)?;
+            self.update(piece);
         }
         Ok(())
     }
@@ -248,5 +269,32 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
             // The runtime is gone, and with it whoever waits here.
             Err(_cancelled) => std::future::pending().await,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_protocol::chunk::CHUNK_BYTES;
+    use millrace_protocol::oci::Algorithm;
+
+    use super::*;
+
+    #[test]
+    fn the_chain_has_a_value_for_each_whole_chunk_that_came_in_order() {
+        let chunk = usize::try_from(CHUNK_BYTES).expect("a mebibyte fits");
+        let bytes = Bytes::from(vec![7; chunk * 2 + 9]);
+        let mut verification = Verification {
+            hasher: ChainHasher::new(Algorithm::Sha256),
+            chain: Chain::default(),
+        };
+        verification.add(5, &[bytes.slice(5..)]);
+        assert!(verification.chain.lock().is_empty(), "not in order");
+        verification.add(0, &[bytes.slice(..chunk / 2), bytes.slice(chunk / 2..)]);
+        let mut values = Vec::new();
+        let mut expected = ChainHasher::new(Algorithm::Sha256);
+        expected.update(&bytes, |value| values.push(value));
+        assert_eq!(*verification.chain.lock(), values);
+        assert_eq!(values.len(), 2);
+        assert_eq!(verification.hashed(), bytes.len() as u64);
     }
 }
