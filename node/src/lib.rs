@@ -16,6 +16,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod node;
+pub mod peer;
 pub mod pull;
 pub mod registry;
 pub mod store;

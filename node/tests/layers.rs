@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["pull", "upstream", "store", "telemetry", "task", "units"],
     ),
     ("pull", &["upstream", "store", "telemetry", "task", "units"]),
+    ("peer", &["cluster", "store", "telemetry", "task", "units"]),
     ("upstream", &["telemetry", "task", "units"]),
     ("store", &["telemetry", "task", "units"]),
     ("cluster", &["telemetry", "task", "units"]),

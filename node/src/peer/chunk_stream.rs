@@ -1,0 +1,79 @@
+//! The chunks that a peer was asked for.
+
+use std::sync::Arc;
+
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::wire::message::{Answer, Question, ReadChunks};
+
+use super::ask::{self, Asked};
+use super::error::PeerError;
+use super::handler::ChunkEvent;
+use super::links::Links;
+
+/// Chunks in order, each whole; their bytes are still to be checked. Dropping it tells the peer.
+#[derive(Debug)]
+pub struct ChunkStream {
+    asked: Asked,
+    /// The chunk that comes next.
+    next: u32,
+    /// The one behind the last that was asked for.
+    end: u32,
+    /// Length of the chunk whose bytes are being waited for.
+    begun: Option<u32>,
+}
+
+impl ChunkStream {
+    /// Asks `peer` for chunks.
+    pub(super) async fn read(
+        links: &Arc<Links>,
+        peer: NodeId,
+        question: ReadChunks,
+    ) -> Result<Self, PeerError> {
+        let asked = ask::ask(links, peer, &Question::Read(question)).await?;
+        Ok(Self {
+            asked,
+            next: question.first,
+            // The bounds were checked when the question was encoded.
+            end: question.first.saturating_add(question.count),
+            begun: None,
+        })
+    }
+
+    /// Returns the peer.
+    pub fn peer(&self) -> NodeId {
+        self.asked.link.peer
+    }
+
+    /// Returns the next chunk, or how the answer ends; nothing comes after an end.
+    ///
+    /// # Errors
+    /// `Silent` after three seconds without a byte, `Refused`, `Disordered` when a chunk comes out
+    /// of order; the stream is then of no further use.
+    /// # Cancel safety
+    /// No chunk is lost when dropped.
+    pub async fn next(&mut self) -> Result<ChunkEvent, PeerError> {
+        let length = match self.begun {
+            Some(length) => length,
+            None => match self.asked.next().await? {
+                Some(Answer::Chunk { index, length }) => {
+                    if index != self.next || index >= self.end {
+                        return Err(self.asked.disordered("a chunk out of order"));
+                    }
+                    self.begun = Some(length);
+                    length
+                }
+                Some(Answer::Done) if self.next == self.end => return Ok(ChunkEvent::Done),
+                Some(Answer::NotYet) => return Ok(ChunkEvent::NotYet),
+                Some(Answer::Busy { ask }) => return Ok(ChunkEvent::Busy { ask }),
+                Some(Answer::Absent) => return Ok(ChunkEvent::Absent),
+                Some(_) => return Err(self.asked.disordered("something that is no chunk")),
+                None => return Err(self.asked.broken_off()),
+            },
+        };
+        let bytes = self.asked.bytes(length).await?;
+        self.begun = None;
+        let index = self.next;
+        self.next += 1;
+        Ok(ChunkEvent::Chunk { index, bytes })
+    }
+}

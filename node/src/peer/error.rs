@@ -1,0 +1,139 @@
+//! Why a peer did not give what it was asked for.
+
+use std::io;
+use std::net::SocketAddr;
+
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::wire::frame::FrameError;
+use millrace_protocol::wire::message::Refusal;
+use quinn::ConnectionError;
+
+/// A question to a peer came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The node is no member of the cluster, or is this node itself.
+    #[error("node {peer} is no peer")]
+    NoMember {
+        /// Who was to be asked.
+        peer: NodeId,
+    },
+    /// No connection can be made; the peer is left alone for a while.
+    #[error("peer {peer} cannot be reached")]
+    Unreachable {
+        /// Who was to be asked.
+        peer: NodeId,
+        /// What the last attempt came to.
+        source: DialError,
+    },
+    /// The peer has said nothing for too long.
+    #[error("peer {peer} is silent")]
+    Silent {
+        /// Who was asked.
+        peer: NodeId,
+    },
+    /// The connection ended.
+    #[error("connection to peer {peer} is lost")]
+    Lost {
+        /// Who was asked.
+        peer: NodeId,
+        /// Why.
+        source: ConnectionError,
+    },
+    /// The peer refuses, and says why.
+    #[error("peer {peer} refuses: {refusal:?}")]
+    Refused {
+        /// Who was asked.
+        peer: NodeId,
+        /// Its reason.
+        refusal: Refusal,
+    },
+    /// The peer ended the stream before its answer was complete.
+    #[error("peer {peer} broke off its answer with code {code}")]
+    BrokenOff {
+        /// Who was asked.
+        peer: NodeId,
+        /// One of SPEC.md "Codes"; 0 when the stream just ended.
+        code: u64,
+    },
+    /// What the peer sent is no frame, or another version's.
+    #[error("peer {peer} sent a bad frame")]
+    Frame {
+        /// Who was asked.
+        peer: NodeId,
+        /// What is wrong with it.
+        source: FrameError,
+    },
+    /// The peer sent something that is no answer to the question, or not at this point.
+    #[error("peer {peer} sent {what}")]
+    Disordered {
+        /// Who was asked.
+        peer: NodeId,
+        /// What it sent.
+        what: &'static str,
+    },
+    /// The question breaks a bound of the protocol, so it was not asked.
+    #[error("question cannot be asked")]
+    Question {
+        /// Which bound.
+        source: FrameError,
+    },
+}
+
+impl PeerError {
+    /// Returns the reason that the peer gave, if it gave one.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused { refusal, .. } => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// Whether the peer broke the protocol, so that it is better not asked again for the same.
+    pub fn is_misbehaviour(&self) -> bool {
+        matches!(self, Self::Frame { .. } | Self::Disordered { .. })
+    }
+}
+
+/// Why no connection to a peer came about; cheap to clone, everybody who waits gets it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DialError {
+    /// The member announces no address.
+    #[error("it announces no address")]
+    NoAddress,
+    /// Nothing came back in time: the node is gone, or UDP to it is blocked.
+    #[error("no answer over UDP in time")]
+    TimedOut,
+    /// Somebody answers, but the connection is refused by one of the two sides.
+    #[error("connection refused: {0}")]
+    Refused(#[source] ConnectionError),
+    /// Nothing can be sent to this address.
+    #[error("cannot connect to {address}: {reason}")]
+    Address {
+        /// The member's address.
+        address: SocketAddr,
+        /// Why not.
+        reason: quinn::ConnectError,
+    },
+    /// This node stops.
+    #[error("this node stops")]
+    Stopping,
+}
+
+/// The exchange with peers cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on UDP {address}")]
+    Socket {
+        /// `cluster.listen`.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The node's key cannot be used for TLS.
+    #[error("identity cannot be used for TLS")]
+    Tls(#[source] rustls::Error),
+    /// The TLS library lacks what QUIC needs.
+    #[error("no cipher suite for QUIC")]
+    Suite(#[source] quinn::crypto::rustls::NoInitialCipherSuite),
+}
