@@ -19,4 +19,5 @@ pub mod membership;
 pub mod node_id;
 pub mod oci;
 pub mod placement;
+pub mod transfer;
 pub mod wire;

@@ -1,0 +1,322 @@
+//! From whom the next chunks of a blob are read: decisions of a node that takes it from peers.
+//!
+//! Time is counted from any moment that the caller chooses. A [`Taking`] is told what happens (`handle_*`) and says what to do next ([`Taking::poll`]). It
+//! reads from one source at a time, the first of the list that the owner gave, in the order in
+//! which readers need the chunks; it leaves a source that is gone, wrong, or too far behind what
+//! the owner is known to have, and comes back to one that was only slow. It moves no bytes, checks
+//! no chunk and reads no clock. Source: SPEC.md "Transfer".
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::node_id::NodeId;
+
+/// Most chunks of one read. After so many the best source is chosen anew, so that nobody stays
+/// for long with one that only helped out.
+const READ_CHUNKS: u32 = 16;
+
+/// How long a source that had nothing new, or no free slot, is left alone while others are tried.
+const SLOW_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a source that failed is left alone; doubled with each failure in a row.
+const FAILED_PAUSE: Duration = Duration::from_secs(2);
+
+/// Failures in a row after which a source is not tried again.
+const MAX_FAILURES: u32 = 3;
+
+/// How one source has behaved.
+#[derive(Clone, Debug, Default)]
+struct Conduct {
+    /// Not to be asked before.
+    paused_until: Option<Duration>,
+    failures: u32,
+    /// It sent a wrong chunk, or does not have the blob.
+    banned: bool,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Ask `source` for `count` chunks from `first` on.
+    Read {
+        /// Whom to ask.
+        source: NodeId,
+        /// Index of the first chunk.
+        first: u32,
+        /// How many, at least 1.
+        count: u32,
+    },
+    /// Nothing before this time, unless something is handled; `None`: only then.
+    Wait(Option<Duration>),
+    /// Every chunk is here.
+    Complete,
+    /// No source is left that may be asked, now or later.
+    Exhausted,
+}
+
+/// A blob that is being taken from peers.
+#[derive(Clone, Debug)]
+pub struct Taking {
+    chunks: u32,
+    /// Half-open runs of chunks that are here: start → end.
+    here: BTreeMap<u32, u32>,
+    /// Where readers need bytes next.
+    wanted: u32,
+    sources: Vec<NodeId>,
+    conduct: BTreeMap<NodeId, Conduct>,
+    /// The source that is being read, and the next chunk it will send.
+    reading: Option<(NodeId, u32)>,
+}
+
+impl Taking {
+    /// Starts to take a blob of so many chunks.
+    pub fn new(chunks: u32) -> Self {
+        Self {
+            chunks,
+            here: BTreeMap::new(),
+            wanted: 0,
+            sources: Vec::new(),
+            conduct: BTreeMap::new(),
+            reading: None,
+        }
+    }
+
+    /// Returns the source that is being read.
+    pub fn reading(&self) -> Option<NodeId> {
+        self.reading.map(|(source, _)| source)
+    }
+
+    /// Whether every chunk is here.
+    pub fn is_complete(&self) -> bool {
+        self.missing_from(0).is_none()
+    }
+
+    /// Takes over whom to read from, best first.
+    pub fn handle_sources(&mut self, sources: Vec<NodeId>) {
+        self.sources = sources;
+    }
+
+    /// Adds sources behind the known ones: somebody without a free slot has named them.
+    pub fn handle_hint(&mut self, hinted: &[NodeId]) {
+        for source in hinted {
+            if !self.sources.contains(source) {
+                self.sources.push(*source);
+            }
+        }
+    }
+
+    /// Records that a chunk is here and right.
+    pub fn handle_chunk(&mut self, index: u32) {
+        self.add(index, index + 1);
+        if let Some((source, next)) = &mut self.reading
+            && *next == index
+        {
+            *next += 1;
+            let conduct = self.conduct.entry(*source).or_default();
+            conduct.failures = 0;
+        }
+    }
+
+    /// Records that readers need `index` next.
+    ///
+    /// Returns whether the running read should be ended because it goes elsewhere.
+    pub fn handle_wanted(&mut self, index: u32) -> bool {
+        self.wanted = index.min(self.chunks);
+        let next = self.missing_from(self.wanted);
+        matches!((self.reading, next), (Some((_, at)), Some((first, _))) if at > first || first - at > READ_CHUNKS)
+    }
+
+    /// Records that the read has ended after all it was asked for.
+    pub fn handle_done(&mut self) {
+        self.reading = None;
+    }
+
+    /// Records that the source has nothing new yet, or no free slot.
+    pub fn handle_not_yet(&mut self, now: Duration) {
+        if let Some((source, _)) = self.reading.take() {
+            self.conduct.entry(source).or_default().paused_until = Some(now + SLOW_PAUSE);
+        }
+    }
+
+    /// Records that the source could not be reached, fell silent or broke off.
+    pub fn handle_failed(&mut self, now: Duration) {
+        if let Some((source, _)) = self.reading.take() {
+            let conduct = self.conduct.entry(source).or_default();
+            let pause = FAILED_PAUSE * 2_u32.pow(conduct.failures.min(MAX_FAILURES));
+            conduct.failures += 1;
+            conduct.paused_until = Some(now + pause);
+            conduct.banned |= conduct.failures >= MAX_FAILURES;
+        }
+    }
+
+    /// Records that a source sent a wrong chunk, or does not have the blob: not asked again.
+    pub fn handle_wrong(&mut self, source: NodeId) {
+        self.conduct.entry(source).or_default().banned = true;
+        self.reading.take_if(|(reading, _)| *reading == source);
+    }
+
+    /// Returns what to do next.
+    pub fn poll(&mut self, now: Duration) -> Step {
+        if self.is_complete() {
+            return Step::Complete;
+        }
+        if self.reading.is_some() {
+            return Step::Wait(None);
+        }
+        let Some((first, end)) = self.next_range() else {
+            return Step::Wait(None);
+        };
+        match self.choose(now) {
+            Ok(source) => {
+                self.reading = Some((source, first));
+                Step::Read {
+                    source,
+                    first,
+                    count: (end - first).min(READ_CHUNKS),
+                }
+            }
+            Err(wait) => wait,
+        }
+    }
+
+    /// Returns the next missing run: from where readers are, else from the beginning.
+    fn next_range(&self) -> Option<(u32, u32)> {
+        self.missing_from(self.wanted)
+            .or_else(|| self.missing_from(0))
+    }
+
+    /// Returns the first source that may be asked now, else when one may be.
+    fn choose(&self, now: Duration) -> Result<NodeId, Step> {
+        let mut earliest: Option<Duration> = None;
+        for source in &self.sources {
+            let conduct = self.conduct.get(source);
+            if conduct.is_some_and(|conduct| conduct.banned) {
+                continue;
+            }
+            match conduct.and_then(|conduct| conduct.paused_until) {
+                Some(until) if until > now => {
+                    earliest = Some(earliest.map_or(until, |known| known.min(until)));
+                }
+                _ => return Ok(*source),
+            }
+        }
+        Err(earliest.map_or(Step::Exhausted, |until| Step::Wait(Some(until))))
+    }
+
+    /// Returns the first run of missing chunks at or behind `from`.
+    fn missing_from(&self, from: u32) -> Option<(u32, u32)> {
+        let mut first = from;
+        if let Some((_, end)) = self.here.range(..=from).next_back() {
+            first = first.max(*end);
+        }
+        if first >= self.chunks {
+            return None;
+        }
+        let next = self.here.range(first..).next();
+        Some((first, next.map_or(self.chunks, |(start, _)| *start)))
+    }
+
+    fn add(&mut self, mut start: u32, mut end: u32) {
+        if let Some((&before, &until)) = self.here.range(..=start).next_back()
+            && until >= start
+        {
+            start = before;
+            end = end.max(until);
+        }
+        while let Some((&next, &until)) = self.here.range(start..=end).next() {
+            self.here.remove(&next);
+            end = end.max(until);
+        }
+        self.here.insert(start, end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(number: u8) -> NodeId {
+        NodeId::new([number; 32])
+    }
+
+    fn read(source: u8, first: u32, count: u32) -> Step {
+        Step::Read {
+            source: node(source),
+            first,
+            count,
+        }
+    }
+
+    fn taking(chunks: u32, sources: &[u8]) -> Taking {
+        let mut taking = Taking::new(chunks);
+        taking.handle_sources(sources.iter().copied().map(node).collect());
+        taking
+    }
+
+    #[test]
+    fn chunks_are_read_in_order_from_the_best_source() {
+        let now = Duration::ZERO;
+        let mut taking = taking(22, &[1, 2]);
+        assert_eq!(taking.poll(now), read(1, 0, 16));
+        assert_eq!(taking.poll(now), Step::Wait(None), "one read at a time");
+        (0..16).for_each(|index| taking.handle_chunk(index));
+        taking.handle_done();
+        assert_eq!(taking.poll(now), read(1, 16, 6));
+        (16..22).for_each(|index| taking.handle_chunk(index));
+        assert_eq!(taking.poll(now), Step::Complete);
+    }
+
+    #[test]
+    fn a_source_that_has_nothing_new_is_left_for_a_moment() {
+        let now = Duration::ZERO;
+        let mut taking = taking(10, &[1, 2]);
+        taking.poll(now);
+        taking.handle_chunk(0);
+        taking.handle_not_yet(now);
+        assert_eq!(taking.poll(now), read(2, 1, 9));
+        taking.handle_not_yet(now);
+        assert_eq!(taking.poll(now), Step::Wait(Some(now + SLOW_PAUSE)));
+        assert_eq!(taking.poll(now + SLOW_PAUSE), read(1, 1, 9));
+    }
+
+    #[test]
+    fn a_wrong_source_is_never_asked_again_and_a_failing_one_three_times() {
+        let mut now = Duration::ZERO;
+        let mut taking = taking(10, &[1, 2]);
+        assert_eq!(taking.poll(now), read(1, 0, 10));
+        taking.handle_wrong(node(1));
+        for _ in 0..MAX_FAILURES {
+            assert_eq!(taking.poll(now), read(2, 0, 10));
+            taking.handle_failed(now);
+            now += Duration::from_secs(60);
+        }
+        assert_eq!(taking.poll(now), Step::Exhausted);
+        taking.handle_hint(&[node(1), node(3)]);
+        assert_eq!(taking.poll(now), read(3, 0, 10));
+    }
+
+    #[test]
+    fn what_readers_need_comes_first_and_the_rest_after() {
+        let now = Duration::ZERO;
+        let mut taking = taking(200, &[1]);
+        assert_eq!(taking.poll(now), read(1, 0, 16));
+        assert!(taking.handle_wanted(190), "the reader is far ahead");
+        taking.handle_done();
+        assert_eq!(taking.poll(now), read(1, 190, 10));
+        (190..200).for_each(|index| taking.handle_chunk(index));
+        taking.handle_done();
+        assert_eq!(taking.poll(now), read(1, 0, 16));
+        assert!(!taking.handle_wanted(10), "it is about to come");
+    }
+
+    #[test]
+    fn runs_of_chunks_join_in_any_order() {
+        let mut taking = Taking::new(6);
+        for index in [4, 0, 2, 1, 5] {
+            taking.handle_chunk(index);
+        }
+        assert_eq!(taking.missing_from(0), Some((3, 4)));
+        taking.handle_chunk(3);
+        assert!(taking.is_complete());
+    }
+}
