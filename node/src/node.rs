@@ -71,7 +71,7 @@ impl Node {
         let tasks = Tasks::default();
         let upstreams = Upstreams::new(&config.upstreams, &tasks)?;
         let store = Store::open(&store_config(&config), &tasks).await?;
-        let puller = Puller::new(pull_config(&config), store.clone(), &tasks);
+        let puller = Puller::new(pull_config(&config), store.clone(), None, &tasks);
         let registry = Registry::new(registry_config(&config), puller.clone(), upstreams.clone());
 
         let metrics = Metrics::new(|metrics| {

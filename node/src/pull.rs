@@ -7,11 +7,14 @@
 //! - A fill outlives its clients and is never slowed by one.
 //! - While an upstream is away, a manifest is handed out only with everything under it.
 //!
-//! Today the next hop behind the store is the upstream; owner and home slot in before it where
-//! `feed` opens a blob and `manifest` fetches one. This room knows nothing of HTTP status codes.
+//! Every hop is a pull-through cache of the next: `borrow` leads a blob from this node over the
+//! owner in its zone and its home to whoever holds it, `take` moves it, `supply` is the other end.
+//! This room knows nothing of HTTP status codes.
 
 mod blob;
+mod borrow;
 mod candidates;
+mod chains;
 mod config;
 mod error;
 mod feed;
@@ -21,13 +24,20 @@ mod listing;
 mod manifest;
 mod metrics;
 mod negative;
+mod neighbours;
 mod origin;
 mod policy;
 mod promise;
+mod rank;
+mod refusal;
+mod relay;
+mod resolve;
 mod segment;
 mod sink;
+mod supply;
 mod table;
 mod tag;
+mod take;
 mod transfer;
 mod window;
 
@@ -45,7 +55,9 @@ pub use error::PullError;
 pub use listing::{ReferrersAnswer, TagsAnswer};
 pub use manifest::ManifestAnswer;
 pub use origin::{Origin, Source};
+pub use supply::Supplier;
 
+use crate::peer::{Members, Peers};
 use crate::store::Store;
 use crate::task::Tasks;
 use fill::Fillers;
@@ -53,6 +65,8 @@ use listing::Listings;
 use manifest::Manifests;
 use metrics::{Kind, Metrics};
 use negative::Negative;
+use neighbours::Neighbours;
+use rank::Rank;
 use tag::Tags;
 
 /// Time within which a client gets headers; containerd gives up after 30 s (contract B5).
@@ -94,28 +108,42 @@ struct Inner {
     tags: Tags,
     listings: Listings,
     negative: Negative,
+    neighbours: Option<Neighbours>,
     metrics: Metrics,
 }
 
 impl Puller {
-    /// Builds the room over a store.
-    pub fn new(config: Config, store: Store, tasks: &Tasks) -> Self {
+    /// Builds the room over a store, and over the other nodes of a cluster if there is one.
+    pub fn new(
+        config: Config,
+        store: Store,
+        cluster: Option<(Arc<dyn Members>, Peers)>,
+        tasks: &Tasks,
+    ) -> Self {
         let negative = Negative::new(config.negative_ttl);
-        let manifests = Manifests::new(store.clone(), tasks.clone(), negative.clone());
-        let tags = Tags::new(
+        let neighbours =
+            cluster.map(|(members, peers)| Neighbours::new(members, peers, config.holds_patience));
+        let manifests = Manifests::new(
             store.clone(),
             tasks.clone(),
-            manifests.clone(),
             negative.clone(),
-            config,
+            neighbours.clone(),
+        );
+        let tags = Tags::new(manifests.clone(), tasks.clone(), config);
+        let fillers = Fillers::new(
+            store.clone(),
+            tasks.clone(),
+            negative.clone(),
+            neighbours.clone(),
         );
         let inner = Inner {
-            fillers: Fillers::new(store.clone(), tasks.clone(), negative.clone()),
+            fillers,
             manifests,
             tags,
             listings: Listings::new(tasks.clone(), negative.clone()),
             store,
             negative,
+            neighbours,
             metrics: Metrics::default(),
         };
         Self {
@@ -199,7 +227,9 @@ impl Puller {
         deadline: Instant,
     ) -> Result<OpenBlob, PullError> {
         let fillers = &self.inner.fillers;
-        let joined = fillers.table.join(digest, origin);
+        let joined = fillers
+            .table
+            .join(digest, std::slice::from_ref(origin), Rank::Node);
         if let Some(far) = joined.begun {
             fillers.start(&joined.waiter.transfer, far);
         }
@@ -228,6 +258,14 @@ impl Puller {
             return Ok(BlobHead {
                 size: Some(size),
                 source: Source::Upstream,
+            });
+        }
+        if let Some(neighbours) = &self.inner.neighbours
+            && let Some(size) = neighbours.size(digest).await
+        {
+            return Ok(BlobHead {
+                size: Some(size),
+                source: Source::Peer,
             });
         }
         let subject = digest.to_string();
@@ -286,6 +324,9 @@ impl Puller {
     /// Registers the room's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.inner.metrics.register(registry);
+        if let Some(neighbours) = &self.inner.neighbours {
+            neighbours.metrics.register(registry);
+        }
     }
 }
 

@@ -177,6 +177,29 @@ impl Store {
         part.commit(size, sidecar).await
     }
 
+    /// Returns what some content was fetched as; empty when that is not known.
+    pub async fn provenance(&self, digest: &Digest) -> Vec<Provenance> {
+        let inner = Arc::clone(&self.inner);
+        let digest = *digest;
+        let read = blocking(move || {
+            let sidecar = Sidecar::read(&inner.layout.sidecar(&digest));
+            Ok::<_, StoreError>(sidecar.map_or_else(Vec::new, |sidecar| sidecar.provenance))
+        });
+        read.await.unwrap_or_default()
+    }
+
+    /// Removes content that turned out to be damaged; who reads it still has its file.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    /// # Cancel safety
+    /// The work goes on if the future is dropped.
+    pub async fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
+        let inner = Arc::clone(&self.inner);
+        let digest = *digest;
+        blocking(move || inner.remove_blob(&digest)).await
+    }
+
     /// Opens the part of a digest, continuing one that was suspended.
     ///
     /// At most one part of a digest may be open at a time.

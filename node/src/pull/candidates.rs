@@ -4,10 +4,13 @@
 //! when all of them have failed; a refusal is told only to those who named the origin that
 //! refused. Decisions only; no I/O.
 
+use millrace_protocol::wire::message::{MAX_ORIGINS, OriginName};
+
 use crate::store::Provenance;
 
 use super::error::PullError;
 use super::origin::Origin;
+use super::refusal::name_of;
 
 /// Most origins that one fetch considers; further waiters only wait.
 const MAX_CANDIDATES: usize = 16;
@@ -48,12 +51,45 @@ impl Candidates {
         untried.map(|entry| entry.origin.clone())
     }
 
+    /// Returns the origin of a provenance that was named.
+    pub(super) fn find(&self, provenance: &Provenance) -> Option<&Origin> {
+        let entry = self
+            .entries
+            .iter()
+            .find(|entry| entry.provenance == *provenance);
+        entry.map(|entry| &entry.origin)
+    }
+
     /// Lists the origins as `upstream/repository`.
     pub(super) fn names(&self) -> Vec<String> {
         self.entries
             .iter()
             .map(|entry| entry.origin.to_string())
             .collect()
+    }
+
+    /// Returns the origins as other nodes are told of them.
+    pub(super) fn origin_names(&self) -> Vec<OriginName> {
+        let names = self.entries.iter().map(|entry| name_of(&entry.provenance));
+        names.take(MAX_ORIGINS).collect()
+    }
+
+    /// Records the refusal that another node got, for the origins that it is final for. Returns
+    /// whether there was one.
+    pub(super) fn refuse(&mut self, refusal: impl Fn(&Origin) -> Option<PullError>) -> bool {
+        let mut refused = false;
+        for entry in &mut self.entries {
+            if let Some(error) = refusal(&entry.origin) {
+                entry.failure = Some(error);
+                refused = true;
+            }
+        }
+        refused
+    }
+
+    /// Whether origins were named and all of them have failed.
+    pub(super) fn are_exhausted(&self) -> bool {
+        !self.entries.is_empty() && self.next().is_none()
     }
 
     /// Records that an origin failed.

@@ -25,6 +25,10 @@ pub struct Config {
     pub stale_denied: bool,
     /// How long a refusal is remembered; at most [`Config::MAX_NEGATIVE_TTL`].
     pub negative_ttl: Duration,
+    /// How long a member of the same zone has to say what it holds, and any other at least.
+    /// Shorter, a busy member's copy is overlooked and fetched again; longer, a member that hangs
+    /// and is not suspect yet delays each miss.
+    pub holds_patience: Duration,
 }
 
 impl Config {
@@ -46,6 +50,7 @@ impl Default for Config {
             stale_away: Duration::from_secs(30 * 24 * 3_600),
             stale_denied: false,
             negative_ttl: Duration::from_secs(30),
+            holds_patience: Duration::from_millis(250),
         }
     }
 }

@@ -40,6 +40,9 @@ pub enum PullError {
     /// This reader is slower than the bounded window of content that cannot be stored.
     #[error("read too slowly for content that is relayed without being stored")]
     FellBehind,
+    /// No origin that was named is configured here; told to peers, never to clients.
+    #[error("none of the upstreams that were named is configured here")]
+    Unconfigured,
     /// The fetch was stopped: the node is draining, or nobody waited for it.
     #[error("the fetch was stopped")]
     Stopped,
@@ -58,7 +61,7 @@ impl PullError {
             Self::Fetch(error) => error.fault(),
             Self::Incomplete { .. } | Self::Late { .. } | Self::Corrupt { .. } => Fault::Upstream,
             Self::FellBehind => Fault::Client,
-            Self::Stopped | Self::Store(_) | Self::Read(_) => Fault::Local,
+            Self::Unconfigured | Self::Stopped | Self::Store(_) | Self::Read(_) => Fault::Local,
         }
     }
 

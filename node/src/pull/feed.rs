@@ -14,10 +14,10 @@ use crate::upstream::{BlobBody, Defect, FetchError, Retry, Subject};
 use super::error::PullError;
 use super::fill::Halt;
 use super::origin::Origin;
+use super::relay::relay;
 use super::segment::SegmentId;
 use super::sink::{Sink, Taken};
-use super::transfer::{Phase, Transfer};
-use super::window::Window;
+use super::transfer::{Phase, State, Transfer};
 
 /// Time that an upstream has to answer with headers, within the client's 25 s (contract B5).
 const OPEN_DEADLINE: Duration = Duration::from_secs(20);
@@ -299,40 +299,20 @@ impl Batches<'_> {
         let Written { start, end, taken } =
             written.map_err(|error| Halt::Transfer(error.into()))?;
         match taken {
-            Taken::Relayed(chunks) => return self.relay(start, chunks).await,
-            Taken::Written => self.feed.transfer.change(|state| {
-                state.written.insert(start..end);
-                state.advance(self.id, end);
-            }),
-        }
-        Ok(())
-    }
-
-    /// Passes bytes through the window at the pace of the fastest reader.
-    async fn relay(&mut self, start: u64, chunks: Vec<Bytes>) -> Result<(), Halt> {
-        let transfer = self.feed.transfer;
-        let mut watch = transfer.watch();
-        let mut position = start;
-        for chunk in chunks {
-            let full = |window: &Option<Window>| window.as_ref().is_some_and(Window::is_full);
-            // The channel cannot close: this task holds the transfer.
-            let _ = watch.wait_for(|state| !full(&state.window)).await;
-            if !transfer.has_waiters() {
-                return Err(Halt::Transfer(PullError::Stopped));
+            Taken::Relayed(chunks) => {
+                let advance = |state: &mut State, position| state.advance(self.id, position);
+                let relayed = relay(self.feed.transfer, start, chunks, advance).await;
+                relayed.map_err(Halt::Transfer)
             }
-            position += chunk.len() as u64;
-            let in_order = transfer.change(|state| {
-                let window = state.window.get_or_insert_with(|| Window::new(start));
-                let in_order = window.end() + chunk.len() as u64 == position;
-                window.push(chunk);
-                state.advance(self.id, position);
-                in_order
-            });
-            if !in_order {
-                return Err(Halt::Transfer(PullError::FellBehind));
+            Taken::Written => {
+                self.feed.transfer.change(|state| {
+                    state.written.insert(start..end);
+                    state.advance(self.id, end);
+                    self.feed.sink.publish_chain(&mut state.chain);
+                });
+                Ok(())
             }
         }
-        Ok(())
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! It outlives the clients that caused it and is never slowed by one. It tries the origins that
 //! its waiters named, resumes by Range after a break, and opens further segments for readers far
-//! ahead. It does not decide what a client is told.
+//! ahead. In a cluster it asks other nodes before an upstream. It does not decide what a client is
+//! told.
 
 use std::sync::Arc;
 
@@ -13,13 +14,16 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use crate::store::{Sidecar, Store};
 use crate::task::Tasks;
 
+use super::borrow::Borrow;
+use super::chains::Chains;
 use super::error::PullError;
 use super::feed::Feed;
 use super::negative::Negative;
+use super::neighbours::Neighbours;
 use super::origin::Origin;
 use super::sink::Sink;
 use super::table::Table;
-use super::transfer::{Phase, State, Transfer};
+use super::transfer::{Phase, State, Supply, Transfer};
 
 /// Most fills that go on without anybody waiting for them.
 const MAX_ORPHANS: usize = 8;
@@ -31,6 +35,8 @@ pub(super) struct Fillers {
     pub(super) tasks: Tasks,
     pub(super) negative: Negative,
     pub(super) table: Table,
+    pub(super) chains: Chains,
+    neighbours: Option<Neighbours>,
     orphans: Arc<Semaphore>,
     /// Tells fills without waiters to make way.
     pressure: Arc<Notify>,
@@ -46,12 +52,19 @@ pub(super) enum Halt {
 }
 
 impl Fillers {
-    pub(super) fn new(store: Store, tasks: Tasks, negative: Negative) -> Self {
+    pub(super) fn new(
+        store: Store,
+        tasks: Tasks,
+        negative: Negative,
+        neighbours: Option<Neighbours>,
+    ) -> Self {
         Self {
+            chains: Chains::new(store.clone(), tasks.clone()),
             store,
             tasks,
             negative,
             table: Table::default(),
+            neighbours,
             orphans: Arc::new(Semaphore::new(MAX_ORPHANS)),
             pressure: Arc::default(),
         }
@@ -94,20 +107,20 @@ impl Filler {
         }
     }
 
-    /// Tries origins until one has supplied what is missing.
+    /// Asks other nodes, then origins, until what is missing is here.
     async fn fill(&self, far: &mut mpsc::Receiver<u64>) -> Result<(), PullError> {
         loop {
             let sink = self.open_sink().await?;
-            loop {
-                let candidate = self.transfer.candidates().next();
-                let Some(origin) = candidate else { break };
-                match self.fetch(&origin, &sink, far).await {
-                    Ok(()) => return self.finish(&origin, &sink).await,
-                    Err(Halt::Origin(error)) => self.refused(&origin, error),
-                    Err(Halt::Transfer(error)) => {
-                        self.suspend(&sink).await;
-                        return Err(error);
-                    }
+            match self.supply(&sink, far).await {
+                Ok(true) => return self.finish(&sink).await,
+                Ok(false) => {}
+                Err(error @ PullError::Corrupt { .. }) => {
+                    sink.stop_storing().await;
+                    return Err(error);
+                }
+                Err(error) => {
+                    self.suspend(&sink).await;
+                    return Err(error);
                 }
             }
             // What is here is kept before the transfer leaves the table, so that the next one
@@ -119,6 +132,63 @@ impl Filler {
                 return Err(PullError::Stopped);
             }
         }
+    }
+
+    /// Gets what is missing from whoever has it. Returns whether all is here.
+    ///
+    /// # Errors
+    /// The transfer has to end, although there may be others to ask.
+    async fn supply(&self, sink: &Sink, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
+        if let Some(neighbours) = self.neighbours()
+            && self.borrow(neighbours, sink, far).await?
+        {
+            return Ok(true);
+        }
+        loop {
+            let candidate = self.transfer.candidates().next();
+            let Some(origin) = candidate else {
+                return Ok(false);
+            };
+            self.transfer
+                .change(|state| state.supply = Supply::Upstream);
+            match self.fetch(&origin, sink, far).await {
+                Ok(()) => {
+                    let provenance = origin.provenance();
+                    self.transfer
+                        .change(|state| state.provenance.push(provenance));
+                    return Ok(true);
+                }
+                Err(Halt::Origin(error)) => self.refused(&origin, error),
+                Err(Halt::Transfer(error)) => return Err(error),
+            }
+        }
+    }
+
+    fn neighbours(&self) -> Option<&Neighbours> {
+        self.shared.neighbours.as_ref()
+    }
+
+    /// Gets what is missing from other nodes. Returns whether all is here.
+    async fn borrow(
+        &self,
+        neighbours: &Neighbours,
+        sink: &Sink,
+        far: &mut mpsc::Receiver<u64>,
+    ) -> Result<bool, PullError> {
+        let borrow = Borrow {
+            transfer: &self.transfer,
+            sink,
+            neighbours,
+        };
+        let unneeded = self.unneeded(sink);
+        let borrowed = tokio::select! {
+            borrowed = borrow.run(far) => borrowed,
+            error = unneeded => Err(error),
+        };
+        if !matches!(borrowed, Ok(true)) {
+            self.transfer.change(|state| state.supply = Supply::Nobody);
+        }
+        borrowed
     }
 
     /// Opens the part, with what an earlier transfer left in it.
@@ -218,20 +288,32 @@ impl Filler {
     }
 
     /// Verifies the digest of the whole and commits it.
-    async fn finish(&self, origin: &Origin, sink: &Sink) -> Result<(), PullError> {
-        let (size, written) = {
-            let state = self.transfer.state();
-            (state.size.unwrap_or(0), state.written.clone())
+    async fn finish(&self, sink: &Sink) -> Result<(), PullError> {
+        let (size, written, provenance) = {
+            let State {
+                size,
+                written,
+                provenance,
+                ..
+            } = &*self.transfer.state();
+            (size.unwrap_or(0), written.clone(), provenance.clone())
         };
         let actual = sink.finish(size, written).await?;
         let expected = self.transfer.digest;
         if actual != expected {
-            tracing::warn!(%actual, %origin, "an upstream sent wrong bytes; they are dropped");
+            let fetched_as = provenance.iter().map(ToString::to_string);
+            let origins = fetched_as.collect::<Vec<_>>().join(", ");
+            tracing::warn!(%actual, origins, "wrong bytes were sent; they are dropped");
             sink.stop_storing().await;
             return Err(PullError::Corrupt { expected, actual });
         }
-        self.transfer.change(|state| state.phase = Phase::Verified);
-        let sidecar = Sidecar::new(None, origin.provenance());
+        let chain = self.transfer.change(|state| {
+            sink.publish_chain(&mut state.chain);
+            state.phase = Phase::Verified;
+            state.chain.clone()
+        });
+        self.shared.chains.put(&expected, chain);
+        let sidecar = Sidecar::of(None, provenance);
         if let Err(error) = sink.commit(size, sidecar).await {
             // Everybody who waits is served from the open file; only the next pull suffers.
             tracing::error!(

@@ -1,24 +1,32 @@
-//! Manifests by digest: from memory, from the store, else fetched once for all who ask.
+//! Manifests by digest: from memory, from the store, else fetched once for all who ask, from other
+//! nodes or from an upstream.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_protocol::oci::{Digest, MediaType, Reference};
+use millrace_protocol::placement::Key;
+use millrace_protocol::wire::message::{AskManifest, Role};
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::store::{Sidecar, Store};
+use crate::peer::{PeerError, PeerManifest};
+use crate::store::{Provenance, Sidecar, Store};
 use crate::task::Tasks;
-use crate::upstream::FetchedManifest;
+use crate::upstream::{FetchedManifest, Subject};
 
+use super::HEADER_BUDGET;
 use super::candidates::Candidates;
 use super::error::PullError;
 use super::negative::Negative;
+use super::neighbours::{HOPS_PATIENCE, Hop, Neighbours};
 use super::origin::{Origin, Source};
-use super::{HEADER_BUDGET, promise};
+use super::promise::Promise;
+use super::rank::Rank;
+use super::refusal::{final_for, provenance_of};
 
 /// Memory for manifests that were used lately, in bytes.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -39,12 +47,16 @@ pub struct ManifestAnswer {
 /// All manifests of a node; clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Manifests {
-    store: Store,
+    pub(super) store: Store,
     tasks: Tasks,
-    negative: Negative,
+    pub(super) negative: Negative,
+    pub(super) neighbours: Option<Neighbours>,
     cache: Cache<Digest, ManifestAnswer>,
-    flights: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    /// By digest and rank, because a flight waits for nobody of a rank that is not above its own.
+    flights: Arc<Mutex<FlightTable>>,
 }
+
+type FlightTable = HashMap<(Digest, Rank), Arc<Flight>>;
 
 /// One manifest on its way to this node.
 #[derive(Debug, Default)]
@@ -54,7 +66,12 @@ struct Flight {
 }
 
 impl Manifests {
-    pub(super) fn new(store: Store, tasks: Tasks, negative: Negative) -> Self {
+    pub(super) fn new(
+        store: Store,
+        tasks: Tasks,
+        negative: Negative,
+        neighbours: Option<Neighbours>,
+    ) -> Self {
         let cache = Cache::builder()
             .max_capacity(CACHE_BYTES)
             .weigher(|_, answer: &ManifestAnswer| {
@@ -65,6 +82,7 @@ impl Manifests {
             store,
             tasks,
             negative,
+            neighbours,
             cache,
             flights: Arc::default(),
         }
@@ -86,7 +104,34 @@ impl Manifests {
         }
         self.negative.check(origin, &digest.to_string())?;
         let deadline = Instant::now() + HEADER_BUDGET;
-        super::blob::in_time(deadline, self.fly(origin, digest)).await?
+        let origins = std::slice::from_ref(origin);
+        let answer =
+            super::blob::in_time(deadline, self.fly(origins, digest, Rank::Node)).await??;
+        if answer.source == Source::Peer {
+            return self.promised(origin, answer).await;
+        }
+        Ok(answer)
+    }
+
+    /// Returns a manifest that another node asks for, fetching it in `rank` if it is not here.
+    ///
+    /// # Errors
+    /// Why it cannot be had, for the first of the origins.
+    /// # Cancel safety
+    /// Dropping the future leaves a fetch running.
+    pub(super) async fn for_peer(
+        &self,
+        origins: &[Origin],
+        digest: &Digest,
+        rank: Rank,
+    ) -> Result<ManifestAnswer, PullError> {
+        if let Some(answer) = self.local(digest).await? {
+            return Ok(answer);
+        }
+        if let Some(origin) = origins.first() {
+            self.negative.check(origin, &digest.to_string())?;
+        }
+        self.fly(origins, digest, rank).await
     }
 
     /// Returns a manifest that is here, without asking anybody.
@@ -121,7 +166,11 @@ impl Manifests {
         answer: ManifestAnswer,
     ) -> Result<ManifestAnswer, PullError> {
         if origin.upstream.is_away() {
-            promise::check(&self.store, &answer.digest, &answer.bytes).await?;
+            let promise = Promise {
+                store: &self.store,
+                neighbours: self.neighbours.as_ref(),
+            };
+            promise.check(&answer.digest, &answer.bytes).await?;
         }
         Ok(answer)
     }
@@ -168,12 +217,12 @@ impl Manifests {
                 actual,
             });
         }
-        self.keep(origin, &answer).await;
+        self.keep(vec![origin.provenance()], &answer).await;
         Ok(answer)
     }
 
-    async fn keep(&self, origin: &Origin, answer: &ManifestAnswer) {
-        let sidecar = Sidecar::new(Some(answer.media_type.clone()), origin.provenance());
+    async fn keep(&self, provenance: Vec<Provenance>, answer: &ManifestAnswer) {
+        let sidecar = Sidecar::of(Some(answer.media_type.clone()), provenance);
         let stored = self
             .store
             .put_manifest(&answer.digest, answer.bytes.clone(), sidecar)
@@ -194,12 +243,19 @@ impl Manifests {
     }
 
     /// Joins the flight of a digest, or starts it.
-    async fn fly(&self, origin: &Origin, digest: &Digest) -> Result<ManifestAnswer, PullError> {
-        let flight = self.enter(origin, digest);
-        let provenance = origin.provenance();
+    async fn fly(
+        &self,
+        origins: &[Origin],
+        digest: &Digest,
+        rank: Rank,
+    ) -> Result<ManifestAnswer, PullError> {
+        let flight = self.enter(origins, digest, rank);
+        let provenance = origins.first().map(Origin::provenance);
         let mut outcome = flight.outcome.subscribe();
         loop {
-            if let Some(refusal) = flight.candidates.lock().refusal(&provenance) {
+            if let Some(provenance) = &provenance
+                && let Some(refusal) = flight.candidates.lock().refusal(provenance)
+            {
                 return Err(refusal.clone());
             }
             if let Some(result) = &*outcome.borrow_and_update() {
@@ -211,59 +267,162 @@ impl Manifests {
         }
     }
 
-    fn enter(&self, origin: &Origin, digest: &Digest) -> Arc<Flight> {
+    /// Joins a flight of at least this rank, or starts one.
+    fn enter(&self, origins: &[Origin], digest: &Digest, rank: Rank) -> Arc<Flight> {
+        let key = Key::of_digest(digest);
+        let rank = self
+            .neighbours
+            .as_ref()
+            .map_or(Rank::Home, |neighbours| neighbours.rank(key, rank));
         let mut flights = self.flights.lock();
-        if let Some(flight) = flights.get(digest) {
+        let ranks = [Rank::Home, Rank::Owner, Rank::Node].into_iter();
+        let running = ranks
+            .take_while(|known| *known >= rank)
+            .find_map(|known| flights.get(&(*digest, known)).cloned());
+        let flight = running.clone().unwrap_or_default();
+        for origin in origins {
             flight.candidates.lock().add(origin);
-            return Arc::clone(flight);
         }
-        let flight = Arc::new(Flight::default());
-        flight.candidates.lock().add(origin);
-        flights.insert(*digest, Arc::clone(&flight));
-        let span = tracing::info_span!("pull", manifest.digest = %digest);
-        let driver = self.clone().drive(Arc::clone(&flight), *digest);
-        self.tasks.spawn(span, driver);
+        if running.is_none() {
+            flights.insert((*digest, rank), Arc::clone(&flight));
+            let span = tracing::info_span!("pull", manifest.digest = %digest);
+            let driver = self.clone().drive(Arc::clone(&flight), *digest, rank);
+            self.tasks.spawn(span, driver);
+        }
         flight
     }
 
-    /// Tries the origins of a flight until one supplies the manifest.
-    async fn drive(self, flight: Arc<Flight>, digest: Digest) {
-        let result = loop {
+    /// Asks other nodes, then the origins of a flight, until one supplies the manifest.
+    async fn drive(self, flight: Arc<Flight>, digest: Digest, rank: Rank) {
+        let result = match self.borrow(&flight, &digest, rank).await {
+            Some(answer) => Ok(answer),
+            None => self.fetch_from_origins(&flight, &digest, rank).await,
+        };
+        self.flights.lock().remove(&(digest, rank));
+        flight.outcome.send_replace(Some(result));
+    }
+
+    async fn fetch_from_origins(
+        &self,
+        flight: &Flight,
+        digest: &Digest,
+        rank: Rank,
+    ) -> Result<ManifestAnswer, PullError> {
+        loop {
             // It was stored between the miss and this start.
-            match self.local(&digest).await {
-                Ok(Some(answer)) => break Ok(answer),
-                Ok(None) => {}
-                Err(error) => break Err(error),
+            if let Some(answer) = self.local(digest).await? {
+                return Ok(answer);
             }
-            let origin = match self.next_candidate(&flight, &digest) {
-                Ok(origin) => origin,
-                Err(error) => break Err(error),
-            };
-            match self.fetch(&origin, &digest).await {
-                Ok(answer) => break Ok(answer),
+            let origin = self.next_candidate(flight, digest, rank)?;
+            match self.fetch(&origin, digest).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) => {
                     self.negative.remember(&origin, &digest.to_string(), &error);
                     flight.candidates.lock().fail(&origin, error);
                     flight.outcome.send_modify(|_| ());
                 }
             }
+        }
+    }
+
+    /// Gets a manifest from other nodes: owner, home, whoever holds it.
+    async fn borrow(&self, flight: &Flight, digest: &Digest, rank: Rank) -> Option<ManifestAnswer> {
+        let neighbours = self.neighbours.as_ref()?;
+        let deadline = Instant::now() + HOPS_PATIENCE;
+        for hop in neighbours.hops(Key::of_digest(digest), rank) {
+            if Instant::now() >= deadline || flight.candidates.lock().are_exhausted() {
+                break;
+            }
+            if let Some(answer) = self.ask(neighbours, flight, digest, hop).await {
+                return Some(answer);
+            }
+        }
+        let role = Role::Holder;
+        for peer in neighbours.holders(digest).await.whole {
+            let hop = Hop { peer, role };
+            if let Some(answer) = self.ask(neighbours, flight, digest, hop).await {
+                return Some(answer);
+            }
+        }
+        None
+    }
+
+    /// Asks one node for a manifest.
+    async fn ask(
+        &self,
+        neighbours: &Neighbours,
+        flight: &Flight,
+        digest: &Digest,
+        hop: Hop,
+    ) -> Option<ManifestAnswer> {
+        let question = AskManifest {
+            digest: *digest,
+            role: hop.role,
+            origins: flight.candidates.lock().origin_names(),
         };
-        self.flights.lock().remove(&digest);
-        flight.outcome.send_replace(Some(result));
+        match neighbours.peers.manifest(hop.peer, question).await {
+            Ok(manifest) => self.take_over(neighbours, digest, hop, manifest).await,
+            Err(error) => {
+                neighbours.passed_over(hop, &error);
+                let PeerError::Refused { refusal, .. } = &error else {
+                    return None;
+                };
+                let refused = flight.candidates.lock().refuse(|origin| {
+                    let reference = Reference::Digest(*digest);
+                    let subject = Subject::Manifest(origin.repository.clone(), reference);
+                    final_for(origin, refusal, subject)
+                });
+                if refused {
+                    flight.outcome.send_modify(|_| ());
+                }
+                None
+            }
+        }
+    }
+
+    /// Checks a manifest that another node sent, then keeps it with what it was fetched as.
+    async fn take_over(
+        &self,
+        neighbours: &Neighbours,
+        digest: &Digest,
+        hop: Hop,
+        manifest: PeerManifest,
+    ) -> Option<ManifestAnswer> {
+        if Digest::of(digest.algorithm(), &manifest.bytes) != *digest {
+            // A signed schema 1 manifest is honest and cannot be verified all the same.
+            if !manifest.media_type.is_schema1() {
+                neighbours.distrust(hop.peer);
+            }
+            return None;
+        }
+        let answer = ManifestAnswer {
+            digest: *digest,
+            media_type: manifest.media_type,
+            bytes: manifest.bytes,
+            source: Source::Peer,
+        };
+        let provenance = manifest.provenance.iter().map(provenance_of);
+        self.keep(provenance.collect(), &answer).await;
+        Some(answer)
     }
 
     /// Returns the next origin, or ends the flight so that nobody joins it any more.
-    fn next_candidate(&self, flight: &Flight, digest: &Digest) -> Result<Origin, PullError> {
+    fn next_candidate(
+        &self,
+        flight: &Flight,
+        digest: &Digest,
+        rank: Rank,
+    ) -> Result<Origin, PullError> {
         let mut flights = self.flights.lock();
         let candidates = flight.candidates.lock();
         if let Some(origin) = candidates.next() {
             return Ok(origin);
         }
-        flights.remove(digest);
+        flights.remove(&(*digest, rank));
         Err(candidates
             .last_error()
             .cloned()
-            .unwrap_or(PullError::Stopped))
+            .unwrap_or(PullError::Unconfigured))
     }
 
     async fn fetch(&self, origin: &Origin, digest: &Digest) -> Result<ManifestAnswer, PullError> {

@@ -24,6 +24,17 @@ pub(super) enum Policy {
     Always,
 }
 
+impl Policy {
+    /// Returns how old an answer may be that another node gives.
+    pub(super) fn max_age(self) -> Duration {
+        match self {
+            Self::Immutable => Duration::MAX,
+            Self::Ttl(ttl) => ttl,
+            Self::Always => Duration::ZERO,
+        }
+    }
+}
+
 /// What a record is worth now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {

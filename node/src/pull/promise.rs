@@ -1,69 +1,111 @@
-//! Whether everything under a manifest is here: invariant 10.
+//! Whether everything under a manifest can be had without the upstream: invariant 10.
 //!
-//! While the upstream is away, a manifest is handed out only if all its blobs are here, and an
-//! index only if one of its images is. Whether the upstream is away is asked by the caller.
+//! While the upstream is away, a manifest is handed out only if all its blobs are here or on other
+//! nodes, and an index only if that holds for one of its images. Whether the upstream is away is
+//! asked by the caller.
 
 use millrace_protocol::oci::{Descriptor, Digest, Manifest};
+use millrace_protocol::wire::message::{AskManifest, Role};
 
 use crate::store::Store;
 
 use super::error::PullError;
+use super::neighbours::Neighbours;
 
 /// Most children of an index that are looked into.
 const MAX_CHILDREN: usize = 256;
 
-/// Checks that what `bytes` names can be delivered from here.
-///
-/// # Errors
-/// [`PullError::Incomplete`], or that the store cannot be read.
-pub(super) async fn check(store: &Store, digest: &Digest, bytes: &[u8]) -> Result<(), PullError> {
-    // What is no JSON object names nothing.
-    let Ok(manifest) = Manifest::parse(bytes) else {
-        return Ok(());
-    };
-    let mut missing = missing_blobs(store, &manifest).await?;
-    if manifest.is_index() {
-        missing = missing_in_best_child(store, &manifest).await?;
-    }
-    if missing == 0 {
-        return Ok(());
-    }
-    Err(PullError::Incomplete {
-        digest: *digest,
-        missing,
-    })
+/// Where what a manifest names may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Promise<'a> {
+    pub(super) store: &'a Store,
+    pub(super) neighbours: Option<&'a Neighbours>,
 }
 
-async fn missing_blobs(store: &Store, manifest: &Manifest) -> Result<usize, PullError> {
-    let digests = manifest.blobs().map(|blob| blob.digest).collect();
-    Ok(store.missing(digests).await?.len())
-}
+impl Promise<'_> {
+    /// Checks that what `bytes` names can be delivered.
+    ///
+    /// # Errors
+    /// [`PullError::Incomplete`], or that the store cannot be read.
+    pub(super) async fn check(self, digest: &Digest, bytes: &[u8]) -> Result<(), PullError> {
+        // What is no JSON object names nothing.
+        let Ok(manifest) = Manifest::parse(bytes) else {
+            return Ok(());
+        };
+        let mut missing = self.missing_blobs(&manifest).await?;
+        if manifest.is_index() {
+            missing = self.missing_in_best_child(&manifest).await?;
+        }
+        if missing == 0 {
+            return Ok(());
+        }
+        Err(PullError::Incomplete {
+            digest: *digest,
+            missing,
+        })
+    }
 
-/// Returns how much the most complete child lacks; a child that is not here lacks itself.
-async fn missing_in_best_child(store: &Store, index: &Manifest) -> Result<usize, PullError> {
-    let mut best = usize::MAX;
-    let images = index
-        .manifests
-        .iter()
-        .filter(|child| !child.is_attestation());
-    for child in images.take(MAX_CHILDREN) {
-        best = best.min(missing_in_child(store, child).await?);
-        if best == 0 {
-            break;
+    async fn missing_blobs(self, manifest: &Manifest) -> Result<usize, PullError> {
+        let digests = manifest.blobs().map(|blob| blob.digest).collect();
+        self.missing(digests).await
+    }
+
+    /// Counts what neither this node nor another has.
+    async fn missing(self, digests: Vec<Digest>) -> Result<usize, PullError> {
+        let missing = self.store.missing(digests).await?;
+        Ok(match self.neighbours {
+            Some(neighbours) if !missing.is_empty() => neighbours.missing(missing).await.len(),
+            _ => missing.len(),
+        })
+    }
+
+    /// Returns how much the most complete child lacks; a child that nobody has lacks itself.
+    async fn missing_in_best_child(self, index: &Manifest) -> Result<usize, PullError> {
+        let mut best = usize::MAX;
+        let images = index
+            .manifests
+            .iter()
+            .filter(|child| !child.is_attestation());
+        for child in images.take(MAX_CHILDREN) {
+            best = best.min(self.missing_in_child(child).await?);
+            if best == 0 {
+                break;
+            }
+        }
+        Ok(best)
+    }
+
+    async fn missing_in_child(self, child: &Descriptor) -> Result<usize, PullError> {
+        // A build cache's index lists layers, which are fetched as blobs.
+        if !child.media_type.is_manifest() {
+            return self.missing(vec![child.digest]).await;
+        }
+        let bytes = match self.store.manifest(&child.digest).await? {
+            Some(stored) => Some(stored.bytes),
+            None => self.ask_for(&child.digest).await,
+        };
+        match bytes.as_deref().map(Manifest::parse) {
+            Some(Ok(manifest)) => self.missing_blobs(&manifest).await,
+            Some(Err(_)) => Ok(0),
+            None => Ok(1),
         }
     }
-    Ok(best)
-}
 
-async fn missing_in_child(store: &Store, child: &Descriptor) -> Result<usize, PullError> {
-    if let Some(stored) = store.manifest(&child.digest).await? {
-        return match Manifest::parse(&stored.bytes) {
-            Ok(manifest) => missing_blobs(store, &manifest).await,
-            Err(_) => Ok(0),
-        };
+    /// Returns a manifest that another node has.
+    async fn ask_for(self, digest: &Digest) -> Option<bytes::Bytes> {
+        let neighbours = self.neighbours?;
+        for peer in neighbours.holders(digest).await.whole {
+            let question = AskManifest {
+                digest: *digest,
+                role: Role::Holder,
+                origins: Vec::new(),
+            };
+            let answer = neighbours.peers.manifest(peer, question).await;
+            let right = |bytes: &bytes::Bytes| Digest::of(digest.algorithm(), bytes) == *digest;
+            if let Some(bytes) = answer.ok().map(|manifest| manifest.bytes).filter(right) {
+                return Some(bytes);
+            }
+        }
+        None
     }
-    // A build cache's index lists layers, which are fetched as blobs.
-    let is_blob = !child.media_type.is_manifest();
-    let missing = store.missing(vec![child.digest]).await?.len();
-    Ok(if is_blob { missing } else { 1 })
 }

@@ -1,10 +1,14 @@
 //! Where the bytes of one transfer go: hashed in order, and written to a part while the disk has
 //! room, else passed through a bounded window.
+//!
+//! The values at the ends of chunks that hashing passes are the blob's chain: by it other nodes
+//! check what they take from this one. Chunks from other nodes are checked here before they are
+//! written, with the same pass over their bytes.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_protocol::chunk::{ChainHasher, ChainValue};
+use millrace_protocol::chunk::{CHUNK_BYTES, ChainHasher, ChainValue};
 use millrace_protocol::oci::Digest;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
@@ -32,13 +36,22 @@ pub(super) struct Sink {
 
 /// The values by which the chunks of a blob are checked, from its first chunk on, as far as its
 /// bytes were hashed; they are right once the digest is.
-pub(super) type Chain = Arc<Mutex<Vec<ChainValue>>>;
+type Chain = Arc<Mutex<Vec<ChainValue>>>;
 
 /// The digest in the making.
 #[derive(Debug)]
 struct Verification {
     hasher: ChainHasher,
     chain: Chain,
+}
+
+/// What a chunk from another node must fit.
+#[derive(Debug)]
+pub(super) struct Check {
+    /// The value before the chunk.
+    pub(super) before: ChainValue,
+    /// The value behind it; `None` for the last chunk, which must lead to the digest.
+    pub(super) after: Option<ChainValue>,
 }
 
 /// How a batch was taken.
@@ -48,6 +61,15 @@ pub(super) enum Taken {
     Written,
     /// It is only hashed; it goes to readers through the window.
     Relayed(Vec<Bytes>),
+}
+
+/// Whether a chunk from another node was taken.
+#[derive(Debug)]
+pub(super) enum Checked {
+    /// It fits its check.
+    Right(Taken),
+    /// It does not and is dropped. For a last chunk with the digest that the whole would have had.
+    Wrong(Option<Digest>),
 }
 
 impl Sink {
@@ -72,10 +94,11 @@ impl Sink {
         })
     }
 
-    /// Returns the chain, which grows with every batch; clones share it.
-    #[expect(dead_code, reason = "chunks are not yet given to peers")]
-    pub(super) fn chain(&self) -> Chain {
-        Arc::clone(&self.chain)
+    /// Adds to `chain` what hashing has passed since.
+    pub(super) fn publish_chain(&self, chain: &mut Vec<ChainValue>) {
+        if let Some(new) = self.chain.lock().get(chain.len()..) {
+            chain.extend_from_slice(new);
+        }
     }
 
     /// Returns what an earlier transfer left on disk, and a reader of the file.
@@ -154,6 +177,39 @@ impl Sink {
         }
     }
 
+    /// Takes a whole chunk at `offset` if it fits its check.
+    ///
+    /// # Errors
+    /// As [`Sink::take`].
+    pub(super) async fn take_checked(
+        &self,
+        offset: u64,
+        chunks: Vec<Bytes>,
+        check: Check,
+        written: RangeSet<u64>,
+    ) -> Result<Checked, StoreError> {
+        let writer = self.writer.lock().clone();
+        let progress = Arc::clone(&self.progress);
+        let digest = self.digest;
+        blocking(move || {
+            let hasher = match check.run(&digest, offset, &chunks) {
+                Ok(hasher) => hasher,
+                Err(wrong) => return Ok(Checked::Wrong(wrong)),
+            };
+            let Some(writer) = writer else {
+                progress.lock().adopt(offset, &check.before, hasher);
+                return Ok(Checked::Right(Taken::Relayed(chunks)));
+            };
+            writer.write(offset, &chunks)?;
+            let mut progress = progress.lock();
+            progress.adopt(offset, &check.before, hasher);
+            let until = progress.hashed().saturating_add(BACKLOG_BYTES);
+            progress.catch_up(&writer, &written, until)?;
+            Ok(Checked::Right(Taken::Written))
+        })
+        .await
+    }
+
     async fn relay(&self, offset: u64, chunks: Vec<Bytes>) -> Taken {
         let progress = Arc::clone(&self.progress);
         blocking(move || {
@@ -219,6 +275,36 @@ impl Sink {
     }
 }
 
+impl Check {
+    /// Hashes a chunk and compares; returns the hasher behind it.
+    ///
+    /// # Errors
+    /// The chunk is wrong; with the digest of the whole for a last one.
+    fn run(
+        &self,
+        digest: &Digest,
+        offset: u64,
+        chunks: &[Bytes],
+    ) -> Result<ChainHasher, Option<Digest>> {
+        let mut hasher = ChainHasher::resume(self.before.clone(), offset / CHUNK_BYTES);
+        for chunk in chunks {
+            hasher.update(chunk, |_| ());
+        }
+        match &self.after {
+            Some(after) if hasher.value() == Some(after) => Ok(hasher),
+            Some(_) => Err(None),
+            None => {
+                let actual = hasher.clone().finish();
+                if actual == *digest {
+                    Ok(hasher)
+                } else {
+                    Err(Some(actual))
+                }
+            }
+        }
+    }
+}
+
 impl Verification {
     fn hashed(&self) -> u64 {
         self.hasher.hashed()
@@ -231,6 +317,18 @@ impl Verification {
         }
         for chunk in chunks {
             self.update(chunk);
+        }
+    }
+
+    /// Goes on behind the chunk at `offset` that `checked` has hashed from `before`, if that is
+    /// where this blob's own chain ends.
+    fn adopt(&mut self, offset: u64, before: &ChainValue, checked: ChainHasher) {
+        let mut chain = self.chain.lock();
+        let start = ChainValue::start(before.algorithm());
+        let is_next = chain.len() as u64 * CHUNK_BYTES == offset;
+        if is_next && chain.last().unwrap_or(&start) == before {
+            chain.extend(checked.value().cloned());
+            self.hasher = checked;
         }
     }
 

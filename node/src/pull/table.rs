@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::error::PullError;
 use super::origin::Origin;
+use super::rank::Rank;
 use super::transfer::{Phase, Transfer, Waiter};
 
 /// The in-flight table; clones share it.
@@ -25,17 +26,18 @@ pub(super) struct Joined {
 }
 
 impl Table {
-    /// Joins the transfer of a digest, or enters a new one.
-    pub(super) fn join(&self, digest: &Digest, origin: &Origin) -> Joined {
+    /// Joins the transfer of a digest, raising it to `rank`, or enters a new one.
+    pub(super) fn join(&self, digest: &Digest, origins: &[Origin], rank: Rank) -> Joined {
         let mut transfers = self.transfers.lock();
         if let Some(transfer) = transfers.get(digest) {
+            transfer.raise(rank);
             return Joined {
-                waiter: transfer.join(origin),
+                waiter: transfer.join(origins),
                 begun: None,
             };
         }
-        let (transfer, far) = Transfer::new(*digest);
-        let waiter = transfer.join(origin);
+        let (transfer, far) = Transfer::new(*digest, rank);
+        let waiter = transfer.join(origins);
         transfers.insert(*digest, transfer);
         Joined {
             waiter,
@@ -55,7 +57,7 @@ impl Table {
     /// Returns the next origin to try.
     ///
     /// # Errors
-    /// The transfer's error when all origins failed. It is out of the table then, so that nobody
+    /// The transfer's error when all origins failed, or none is configured here. It is out of the table then, so that nobody
     /// can join with an origin that would never be tried.
     pub(super) fn next_candidate(&self, transfer: &Arc<Transfer>) -> Result<Origin, PullError> {
         let mut transfers = self.transfers.lock();
@@ -67,7 +69,7 @@ impl Table {
         Err(candidates
             .last_error()
             .cloned()
-            .unwrap_or(PullError::Stopped))
+            .unwrap_or(PullError::Unconfigured))
     }
 
     /// Takes a transfer out whose blob is stored, or was relayed to the end.

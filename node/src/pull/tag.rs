@@ -1,9 +1,12 @@
-//! Resolving tags: known answer, check at the upstream, stale answer.
+//! Resolving tags: known answer, check at the home or the upstream, stale answer.
 //!
-//! A check is one `HEAD`, and a `GET` by digest only for a manifest that is not here (contract
-//! U6). Equal checks run once. What a record is worth is decided in `policy`.
+//! A check asks the tag's home, which asks the upstream by one `HEAD`; a `GET` by digest follows
+//! only for a manifest that nobody has (contract U6). Equal checks run once. What a record is
+//! worth is decided in `policy`, who is asked in `resolve`.
 
-use millrace_protocol::oci::{Digest, Reference, Tag};
+use std::time::Duration;
+
+use millrace_protocol::oci::{Digest, Tag};
 use moka::sync::Cache;
 use tokio::time::Instant;
 
@@ -16,8 +19,10 @@ use super::error::PullError;
 use super::flights::Flights;
 use super::manifest::{ManifestAnswer, Manifests};
 use super::negative::Negative;
+use super::neighbours::Neighbours;
 use super::origin::Origin;
-use super::policy::{Freshness, Policies};
+use super::policy::{Freshness, Policies, Policy};
+use super::resolve::{self, Resolved};
 
 /// Most tags whose records are kept in memory.
 const MAX_RECORDS: u64 = 10_000;
@@ -35,26 +40,46 @@ struct Shared {
     negative: Negative,
     policies: Policies,
     config: Config,
+    neighbours: Option<Neighbours>,
     records: Cache<String, TagRecord>,
     checks: Flights<String, ManifestAnswer>,
+    /// Checks that ask nobody but the upstream: for other nodes, and where no home could help.
+    upstream_checks: Flights<String, Stated>,
+    /// When upstreams last answered, for who asked before that and comes too late for the check.
+    stated: Cache<String, (Instant, Stated)>,
+}
+
+/// What an upstream says of a tag.
+#[derive(Clone, Debug)]
+enum Stated {
+    /// A digest that can be had by itself.
+    Digest(Digest),
+    /// A manifest whose digest cannot be verified: a signed schema 1 manifest.
+    Unverifiable(ManifestAnswer),
 }
 
 impl Tags {
-    pub(super) fn new(
-        store: Store,
-        tasks: Tasks,
-        manifests: Manifests,
-        negative: Negative,
-        config: Config,
-    ) -> Self {
+    pub(super) fn new(manifests: Manifests, tasks: Tasks, config: Config) -> Self {
+        let Manifests {
+            store,
+            negative,
+            neighbours,
+            ..
+        } = manifests.clone();
         let shared = Shared {
             store,
             manifests,
             negative,
             policies: Policies::new(&config),
             config,
+            neighbours,
             records: Cache::new(MAX_RECORDS),
-            checks: Flights::new(tasks),
+            checks: Flights::new(tasks.clone()),
+            upstream_checks: Flights::new(tasks),
+            stated: Cache::builder()
+                .max_capacity(MAX_RECORDS)
+                .time_to_live(HEADER_BUDGET)
+                .build(),
         };
         Self {
             shared: shared.into(),
@@ -79,7 +104,7 @@ impl Tags {
         let Some(record) = self.record(origin, tag, &key).await? else {
             return self.first(origin, tag, &key).await;
         };
-        let policy = policies.of(origin.upstream.name(), &origin.repository, tag);
+        let policy = self.policy(origin, tag);
         match policies.freshness(policy, &record, unix_now()) {
             Freshness::Fresh => self.fresh(origin, tag, &key, &record.digest).await,
             Freshness::Stale { if_slow, if_away } => {
@@ -96,10 +121,104 @@ impl Tags {
         }
     }
 
+    fn policy(&self, origin: &Origin, tag: &Tag) -> Policy {
+        let policies = &self.shared.policies;
+        policies.of(origin.upstream.name(), &origin.repository, tag)
+    }
+
+    /// Returns what a tag points to and how old that is, for a node whose home of it this is.
+    ///
+    /// # Errors
+    /// Why the upstream does not tell.
+    /// # Cancel safety
+    /// Dropping the future leaves a check running.
+    pub(super) async fn resolve_as_home(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+        max_age: Duration,
+    ) -> Result<(Digest, Duration), PullError> {
+        let asked = Instant::now();
+        if let Some((digest, age)) = self.recall(origin, tag).await
+            && age <= max_age
+        {
+            return Ok((digest, age));
+        }
+        self.shared.negative.check(origin, tag.as_str())?;
+        match self.ask_upstream(origin, tag, asked).await? {
+            Stated::Digest(digest) => Ok((digest, Duration::ZERO)),
+            // Everybody has to ask for the bytes.
+            Stated::Unverifiable(_) => Err(PullError::Unconfigured),
+        }
+    }
+
+    /// Returns what this node last knew of a tag, and the time since then.
+    pub(super) async fn recall(&self, origin: &Origin, tag: &Tag) -> Option<(Digest, Duration)> {
+        let key = name(origin, tag).key();
+        let record = self.record(origin, tag, &key).await.ok()??;
+        let age = unix_now().saturating_sub(record.checked_at);
+        Some((record.digest, Duration::from_secs(age)))
+    }
+
+    /// Asks the upstream, together with everybody who asks it the same now; takes an answer that
+    /// has come since `asked`.
+    async fn ask_upstream(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+        asked: Instant,
+    ) -> Result<Stated, PullError> {
+        let key = name(origin, tag).key();
+        let ask = || {
+            let (tags, origin, tag) = (self.clone(), origin.clone(), tag.clone());
+            async move {
+                let key = name(&origin, &tag).key();
+                match tags.shared.stated.get(&key) {
+                    Some((at, stated)) if at >= asked => Ok(stated),
+                    _ => tags.check_at_upstream(origin, tag).await,
+                }
+            }
+        };
+        self.shared.upstream_checks.join(key, ask).await
+    }
+
+    async fn check_at_upstream(self, origin: Origin, tag: Tag) -> Result<Stated, PullError> {
+        let stated = self.stated(&origin, &tag).await;
+        match &stated {
+            Ok(Stated::Digest(digest)) => {
+                let credential = origin.upstream.credential().to_string();
+                let known = (*digest, Duration::ZERO);
+                self.remember(&origin, &tag, credential, known).await;
+            }
+            Ok(Stated::Unverifiable(_)) => {}
+            Err(error) => self.refused(&origin, &tag, error).await,
+        }
+        if let Ok(stated) = &stated {
+            let key = name(&origin, &tag).key();
+            self.shared
+                .stated
+                .insert(key, (Instant::now(), stated.clone()));
+        }
+        stated
+    }
+
+    async fn stated(&self, origin: &Origin, tag: &Tag) -> Result<Stated, PullError> {
+        let fetched = match resolve::ask_upstream(origin, tag).await? {
+            Resolved::Digest(digest) => return Ok(Stated::Digest(digest)),
+            Resolved::Manifest(fetched) => fetched,
+        };
+        let answer = self.shared.manifests.accept(origin, fetched).await?;
+        Ok(if answer.media_type.is_schema1() {
+            Stated::Unverifiable(answer)
+        } else {
+            Stated::Digest(answer.digest)
+        })
+    }
+
     /// Resolves a tag without a record.
     ///
     /// Right after a start the record may only not have been read yet: where the upstream does
-    /// not answer, that is waited for.
+    /// not answer, that is waited for. Other nodes may remember the tag, too.
     async fn first(
         &self,
         origin: &Origin,
@@ -110,20 +229,37 @@ impl Tags {
             store, policies, ..
         } = &*self.shared;
         let error = match self.check(origin, tag, key).await {
-            Err(error) if !error.is_denial() && !store.is_index_ready() => error,
+            Err(error) if !error.is_denial() => error,
             result => return result,
         };
         let ready = store.wait_for_index();
         super::blob::in_time(Instant::now() + HEADER_BUDGET, ready).await?;
-        let Some(record) = self.record(origin, tag, key).await? else {
-            return Err(error);
+        let record = match self.record(origin, tag, key).await? {
+            Some(record) => record,
+            None => self
+                .recall_elsewhere(origin, tag)
+                .await
+                .ok_or_else(|| error.clone())?,
         };
-        let policy = policies.of(origin.upstream.name(), &origin.repository, tag);
+        let policy = self.policy(origin, tag);
         let if_away = match policies.freshness(policy, &record, unix_now()) {
             Freshness::Fresh => true,
             Freshness::Stale { if_away, .. } => if_away,
         };
         self.or_stale(Err(error), origin, &record, if_away).await
+    }
+
+    /// Takes over what another node remembers of a tag.
+    async fn recall_elsewhere(&self, origin: &Origin, tag: &Tag) -> Option<TagRecord> {
+        let neighbours = self.shared.neighbours.as_ref()?;
+        let recalled = resolve::recall(neighbours, origin, tag).await?;
+        let checked_at = unix_now().saturating_sub(recalled.age.as_secs());
+        // It is not remembered here: nobody has told this node, and it may be gone tomorrow.
+        Some(TagRecord {
+            digest: recalled.digest,
+            resolved_at: checked_at,
+            checked_at,
+        })
     }
 
     /// Answers from a fresh record, and checks it all the same if the upstream has lost what it
@@ -166,11 +302,16 @@ impl Tags {
         known.ok_or(error)
     }
 
-    /// Returns a manifest that is here and can be promised now.
+    /// Returns a manifest that is here, or on another node, and can be promised now.
     async fn known(&self, origin: &Origin, digest: &Digest) -> Option<ManifestAnswer> {
         let manifests = &self.shared.manifests;
-        let answer = manifests.local(digest).await.ok()??;
-        manifests.promised(origin, answer).await.ok()
+        match manifests.local(digest).await.ok()? {
+            Some(answer) => manifests.promised(origin, answer).await.ok(),
+            None if self.shared.neighbours.is_some() => {
+                manifests.by_digest(origin, digest).await.ok()
+            }
+            None => None,
+        }
     }
 
     async fn record(
@@ -189,7 +330,7 @@ impl Tags {
         Ok(record)
     }
 
-    /// Asks the upstream, together with everybody who asks the same now.
+    /// Asks the home or the upstream, together with everybody who asks the same now.
     async fn check(
         &self,
         origin: &Origin,
@@ -204,54 +345,69 @@ impl Tags {
     }
 
     async fn ask(self, origin: Origin, tag: Tag) -> Result<ManifestAnswer, PullError> {
-        let result = self.fetch(&origin, &tag).await;
-        match &result {
-            Ok(answer) if answer.media_type.is_schema1() => {}
-            Ok(answer) => self.remember(&origin, &tag, answer.digest).await,
-            Err(error) => self.refused(&origin, &tag, error).await,
+        let asked = Instant::now();
+        match self.ask_homes(&origin, &tag).await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => {}
+            Err(error) => {
+                self.refused(&origin, &tag, &error).await;
+                return Err(error);
+            }
         }
-        result
+        match self.ask_upstream(&origin, &tag, asked).await? {
+            Stated::Digest(digest) => self.shared.manifests.by_digest(&origin, &digest).await,
+            Stated::Unverifiable(answer) => Ok(answer),
+        }
     }
 
-    /// One `HEAD`; a `GET` where that tells no digest or a digest that is not here.
-    async fn fetch(&self, origin: &Origin, tag: &Tag) -> Result<ManifestAnswer, PullError> {
-        let Origin {
-            upstream,
-            repository,
-        } = origin;
+    /// Asks the tag's homes and gets the manifest that they name.
+    ///
+    /// `None` when this node has to ask the upstream itself.
+    async fn ask_homes(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+    ) -> Result<Option<ManifestAnswer>, PullError> {
+        let Some(neighbours) = &self.shared.neighbours else {
+            return Ok(None);
+        };
+        let max_age = self.policy(origin, tag).max_age();
+        let Some(known) = resolve::ask_homes(neighbours, origin, tag, max_age).await? else {
+            return Ok(None);
+        };
         let manifests = &self.shared.manifests;
-        let reference = Reference::Tag(tag.clone());
-        let deadline = Instant::now() + HEADER_BUDGET;
-        let head = upstream
-            .head_manifest(repository, &reference, deadline)
-            .await?;
-        let is_schema1 = head
-            .media_type
-            .is_some_and(|media_type| media_type.is_schema1());
-        if let Some(digest) = head.digest.filter(|_| !is_schema1) {
-            return manifests.by_digest(origin, &digest).await;
+        match manifests.by_digest(origin, &known.digest).await {
+            Ok(answer) => {
+                let credential = known.origin.credential;
+                let known = (known.digest, known.age);
+                self.remember(origin, tag, credential, known).await;
+                Ok(Some(answer))
+            }
+            // What the tag pointed to is gone, or cannot be had: the upstream has the last word.
+            Err(_) => Ok(None),
         }
-        let fetched = upstream
-            .fetch_manifest(repository, &reference, deadline)
-            .await?;
-        manifests.accept(origin, fetched).await
     }
 
-    /// Records what the upstream has just said.
-    async fn remember(&self, origin: &Origin, tag: &Tag, digest: Digest) {
+    /// Records what the upstream said so long ago.
+    async fn remember(
+        &self,
+        origin: &Origin,
+        tag: &Tag,
+        credential: String,
+        (digest, age): (Digest, Duration),
+    ) {
         let name = name(origin, tag);
-        let now = unix_now();
+        let checked_at = unix_now().saturating_sub(age.as_secs());
         let known = self.shared.store.tag(&name).await.ok().flatten();
         let resolved_at = known
             .filter(|known| known.digest == digest)
             .map(|known| known.resolved_at);
         let record = TagRecord {
             digest,
-            resolved_at: resolved_at.unwrap_or(now),
-            checked_at: now,
+            resolved_at: resolved_at.unwrap_or(checked_at),
+            checked_at,
         };
         self.shared.records.insert(name.key(), record.clone());
-        let credential = origin.upstream.credential().to_string();
         if let Err(error) = self.shared.store.put_tag(name, credential, record).await {
             tracing::warn!(%error, "a tag could not be recorded; it is lost at the next start");
         }

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millrace_protocol::chunk::{CHUNK_BYTES, ChainValue};
 use millrace_protocol::oci::Digest;
+use millrace_protocol::wire::message::Refusal;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 use tokio::sync::{mpsc, watch};
@@ -18,6 +20,8 @@ use super::TransferStatus;
 use super::candidates::Candidates;
 use super::error::PullError;
 use super::origin::{Origin, Source};
+use super::rank::Rank;
+use super::refusal;
 use super::segment::{SegmentId, Segments};
 use super::window::Window;
 
@@ -38,6 +42,7 @@ pub(super) struct Transfer {
     started: Instant,
     state: watch::Sender<State>,
     waiters: watch::Sender<usize>,
+    rank: watch::Sender<Rank>,
     candidates: Mutex<Candidates>,
     far: mpsc::Sender<u64>,
 }
@@ -54,6 +59,12 @@ pub(super) struct State {
     /// Recent bytes of a blob that cannot be stored.
     pub(super) window: Option<Window>,
     pub(super) segments: Segments,
+    /// The chain over the bytes that are here without a gap; by it others check what they take.
+    pub(super) chain: Vec<ChainValue>,
+    /// Who is asked for bytes now.
+    pub(super) supply: Supply,
+    /// What the blob was fetched as, as far as peers that supplied it say.
+    pub(super) provenance: Vec<Provenance>,
     /// Keeps a blob that was found in the store from eviction.
     found: Option<BlobFile>,
 }
@@ -72,6 +83,18 @@ pub(super) enum Phase {
     Failed(PullError),
 }
 
+/// Who is asked for bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Supply {
+    /// Not decided yet, or nobody any more.
+    #[default]
+    Nobody,
+    /// Other nodes.
+    Peers,
+    /// An upstream.
+    Upstream,
+}
+
 /// What a reader can do at its position.
 pub(super) enum Step {
     /// Read the file up to this position.
@@ -88,27 +111,55 @@ pub(super) enum Step {
 
 impl Transfer {
     /// Makes a transfer and the filler's end of its queue of far ranges.
-    pub(super) fn new(digest: Digest) -> (Arc<Self>, mpsc::Receiver<u64>) {
+    pub(super) fn new(digest: Digest, rank: Rank) -> (Arc<Self>, mpsc::Receiver<u64>) {
         let (far, far_requests) = mpsc::channel(MAX_FAR_REQUESTS);
         let transfer = Self {
             digest,
             started: Instant::now(),
             state: watch::Sender::default(),
             waiters: watch::Sender::default(),
+            rank: watch::Sender::new(rank),
             candidates: Mutex::default(),
             far,
         };
         (Arc::new(transfer), far_requests)
     }
 
-    /// Adds a waiter and the origin that it named.
-    pub(super) fn join(self: &Arc<Self>, origin: &Origin) -> Waiter {
-        self.candidates.lock().add(origin);
+    /// Adds a waiter and the origins that it named, the one it wants an answer of first.
+    pub(super) fn join(self: &Arc<Self>, origins: &[Origin]) -> Waiter {
+        let mut candidates = self.candidates.lock();
+        for origin in origins {
+            candidates.add(origin);
+        }
+        drop(candidates);
         self.waiters.send_modify(|waiters| *waiters += 1);
         Waiter {
-            provenance: origin.provenance(),
+            provenance: origins.first().map(Origin::provenance),
             transfer: Arc::clone(self),
         }
+    }
+
+    /// Returns whom this transfer may wait for.
+    pub(super) fn rank(&self) -> Rank {
+        *self.rank.borrow()
+    }
+
+    /// Lets the transfer act in at least this rank from now on.
+    pub(super) fn raise(&self, rank: Rank) {
+        self.rank.send_if_modified(|known| {
+            let raised = rank > *known;
+            *known = rank.max(*known);
+            raised
+        });
+    }
+
+    /// Resolves when the transfer must not wait any more for what it could wait for in `rank`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub(super) async fn raised_above(&self, rank: Rank) {
+        // The sender lives in the transfer that is borrowed here.
+        let _ = self.rank.subscribe().wait_for(|now| *now > rank).await;
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<State> {
@@ -254,10 +305,10 @@ impl State {
     }
 
     pub(super) fn source(&self) -> Source {
-        if self.found.is_some() {
-            Source::Local
-        } else {
-            Source::Upstream
+        match (&self.found, self.supply) {
+            (Some(_), _) => Source::Local,
+            (None, Supply::Peers) => Source::Peer,
+            (None, Supply::Nobody | Supply::Upstream) => Source::Upstream,
         }
     }
 
@@ -271,6 +322,20 @@ impl State {
             (_, Some(size)) => end.min(size.saturating_sub(HELD_BACK_BYTES)),
             // Any byte may turn out to belong to the tail.
             (_, None) => end.saturating_sub(HELD_BACK_BYTES),
+        }
+    }
+
+    /// Whether all of `range` is in the file and may be given away before the digest is verified:
+    /// its end is checked by the chain.
+    pub(super) fn is_checked(&self, range: &std::ops::Range<u64>) -> bool {
+        match self.phase {
+            Phase::Verified => true,
+            Phase::Failed(PullError::Corrupt { .. }) => false,
+            // The last chunk is checked by the digest alone.
+            _ => {
+                let chained = self.chain.len() as u64 * CHUNK_BYTES;
+                range.end <= chained && self.size.is_some_and(|size| range.end < size)
+            }
         }
     }
 
@@ -311,7 +376,8 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) transfer: Arc<Transfer>,
-    provenance: Provenance,
+    /// Of the origin whose refusal is this waiter's answer.
+    provenance: Option<Provenance>,
 }
 
 impl Waiter {
@@ -327,7 +393,9 @@ impl Waiter {
                 if state.is_confirmed() {
                     return Ok(());
                 }
-                if let Some(refusal) = self.transfer.candidates().refusal(&self.provenance) {
+                let candidates = self.transfer.candidates();
+                let own = self.provenance.as_ref();
+                if let Some(refusal) = own.and_then(|own| candidates.refusal(own)) {
                     return Err(refusal.clone());
                 }
                 if let Some(error) = state.failure() {
@@ -338,6 +406,18 @@ impl Waiter {
                 return Err(PullError::Stopped);
             }
         }
+    }
+}
+
+impl Waiter {
+    /// Returns the answer for another node when the transfer ended with `error`.
+    pub(super) fn refusal(&self, error: &PullError) -> Refusal {
+        let candidates = self.transfer.candidates();
+        let origin = self
+            .provenance
+            .as_ref()
+            .and_then(|own| candidates.find(own));
+        refusal::refusal(origin, error)
     }
 }
 

@@ -4,6 +4,7 @@
 //! written before the content appears under its name: content without a sidecar has unknown
 //! provenance and is treated so. Invariant 9 rests on this file.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -28,6 +29,12 @@ pub struct Provenance {
     pub repository: RepositoryName,
     /// Id of the credential that was used, or `anonymous`; never a secret.
     pub credential: String,
+}
+
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.upstream, self.repository)
+    }
 }
 
 /// A tag that pointed to this manifest when it was last resolved.
@@ -70,10 +77,16 @@ pub struct Sidecar {
 impl Sidecar {
     /// Describes content that was fetched as `provenance`.
     pub fn new(media_type: Option<MediaType>, provenance: Provenance) -> Self {
+        Self::of(media_type, vec![provenance])
+    }
+
+    /// Describes content that was fetched as all of `provenance`, or as nothing that is known.
+    pub fn of(media_type: Option<MediaType>, mut provenance: Vec<Provenance>) -> Self {
+        truncate_front(&mut provenance);
         Self {
             version: VERSION,
             media_type,
-            provenance: vec![provenance],
+            provenance,
             tags: Vec::new(),
         }
     }

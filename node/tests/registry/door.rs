@@ -57,7 +57,7 @@ pub(crate) async fn open_with(config: registry::Config) -> Door {
         min_free: Some(0),
     };
     let store = Store::open(&store, &tasks).await.expect("opens");
-    let puller = Puller::new(pull::Config::default(), store, &tasks);
+    let puller = Puller::new(pull::Config::default(), store, None, &tasks);
     let registry = Registry::new(config, puller, upstreams);
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = registry::listen(any).expect("a free port");

@@ -1,0 +1,324 @@
+//! The other nodes of a cluster, as a pull sees them: whom to ask for a key, and who holds it.
+//!
+//! Every hop is a pull-through cache of the next: this node, the owner of the key in its zone, its
+//! home, the upstream. A hop that is dead, slow or wrong is passed over; at last this node asks the
+//! members who holds the content, and then the upstream itself. The cluster can make a pull
+//! faster, it can never make it fail. This file chooses; it moves no content.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::Digest;
+use millrace_protocol::placement::Key;
+use millrace_protocol::wire::message::{
+    AskHolds, BlobNews, Holding, MAX_ASKED_DIGESTS, OpenBlob, Role,
+};
+use moka::sync::Cache;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::cluster::{Member, View};
+use crate::peer::{Members, PeerError, Peers};
+
+use super::metrics::HopMetrics;
+use super::rank::Rank;
+
+/// How long hops are tried before this node goes on alone. One that says that it is working is
+/// waited for; this bounds how long dead ones can hold up a pull.
+pub(super) const HOPS_PATIENCE: Duration = Duration::from_secs(8);
+
+/// Round trips that a far member has to say what it holds.
+const HOLDS_ROUND_TRIPS: u32 = 3;
+
+/// How long a node that stated wrong content is not asked for content.
+const DISTRUST: Duration = Duration::from_secs(300);
+
+/// Most nodes that are distrusted at a time; more than a cluster has.
+const MAX_DISTRUSTED: u64 = 256;
+
+/// Most chunks that all takes together hold in memory: 128 MiB. Further takes wait for others.
+const MAX_CHUNKS_IN_MEMORY: usize = 128;
+
+/// Most holders of one content that are tried.
+const MAX_HOLDERS: usize = 3;
+
+/// The cluster around this node; clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Neighbours {
+    members: Arc<dyn Members>,
+    pub(super) peers: Peers,
+    distrusted: Cache<NodeId, ()>,
+    memory: Arc<Semaphore>,
+    holds_patience: Duration,
+    pub(super) metrics: HopMetrics,
+}
+
+/// A node to ask, and as what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hop {
+    pub(super) peer: NodeId,
+    pub(super) role: Role,
+}
+
+/// What the members say about some contents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Holders {
+    /// Members that have the whole, the nearest first.
+    pub(super) whole: Vec<NodeId>,
+    /// A member that this node has to follow, because it fetches the same from an upstream.
+    pub(super) fetching: Option<NodeId>,
+}
+
+impl Neighbours {
+    pub(super) fn new(members: Arc<dyn Members>, peers: Peers, holds_patience: Duration) -> Self {
+        let distrusted = Cache::builder()
+            .max_capacity(MAX_DISTRUSTED)
+            .time_to_live(DISTRUST)
+            .build();
+        Self {
+            members,
+            peers,
+            distrusted,
+            memory: Arc::new(Semaphore::new(MAX_CHUNKS_IN_MEMORY)),
+            holds_patience,
+            metrics: HopMetrics::default(),
+        }
+    }
+
+    pub(super) fn view(&self) -> Arc<View> {
+        self.members.view()
+    }
+
+    /// Returns as what this node has to act for a key, at least in `rank`.
+    pub(super) fn rank(&self, key: Key, rank: Rank) -> Rank {
+        let view = self.view();
+        let me = view.me();
+        if view.homes(key).next() == Some(me) {
+            Rank::Home
+        } else if view.owners(key).next() == Some(me) {
+            rank.max(Rank::Owner)
+        } else {
+            rank
+        }
+    }
+
+    /// Returns the hops for a key that a fetch of `rank` may wait for, in their order.
+    ///
+    /// At most two owners, then two homes; without this node, whom it cannot reach, and whom it
+    /// does not trust.
+    pub(super) fn hops(&self, key: Key, rank: Rank) -> Vec<Hop> {
+        let view = self.view();
+        let hops = hops(&view, key, self.rank(key, rank));
+        let usable = |hop: &Hop| self.is_usable(&hop.peer);
+        hops.into_iter().filter(usable).collect()
+    }
+
+    /// Waits until a take may hold so many chunks in memory, for as long as the result lives.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the place in the queue.
+    pub(super) async fn memory(&self, chunks: u32) -> OwnedSemaphorePermit {
+        let permit = Arc::clone(&self.memory).acquire_many_owned(chunks).await;
+        permit.expect("the semaphore is never closed")
+    }
+
+    /// Notes that a hop could not help.
+    pub(super) fn passed_over(&self, hop: Hop, error: &PeerError) {
+        tracing::debug!(
+            peer.id = %hop.peer.short(), role = ?hop.role,
+            error = error as &dyn std::error::Error, "passed over"
+        );
+        self.metrics.count_passed_over(hop.role, error);
+    }
+
+    /// Does not ask a node for content for a while.
+    pub(super) fn distrust(&self, peer: NodeId) {
+        tracing::warn!(peer.id = %peer.short(), "it stated wrong content; not asked for a while");
+        self.distrusted.insert(peer, ());
+    }
+
+    fn is_usable(&self, peer: &NodeId) -> bool {
+        self.peers.is_reachable(peer) && !self.distrusted.contains_key(peer)
+    }
+
+    /// Asks all members which of them have `digest`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the questions.
+    pub(super) async fn holders(&self, digest: &Digest) -> Holders {
+        let view = self.view();
+        let mut answers = self.ask_all(&view, vec![*digest]);
+        let mut holders = Holders::default();
+        while let Some((peer, holding)) = answers.next().await {
+            match holding.first() {
+                Some(Holding::Whole) => holders.whole.push(peer),
+                Some(Holding::Fetching { asked }) if *asked || peer < view.me() => {
+                    holders.fetching = Some(peer);
+                }
+                _ => {}
+            }
+        }
+        drop(answers);
+        let near = |peer: &NodeId| {
+            let member = view.member(peer);
+            member.is_none_or(|member| member.zone != view.zone())
+        };
+        holders.whole.sort_by_key(near);
+        holders.whole.truncate(MAX_HOLDERS);
+        holders
+    }
+
+    /// Returns the size of a blob that another node has.
+    pub(super) async fn size(&self, digest: &Digest) -> Option<u64> {
+        for peer in self.holders(digest).await.whole {
+            let question = OpenBlob {
+                digest: *digest,
+                role: Role::Holder,
+                origins: Vec::new(),
+                zone: self.view().zone().to_owned(),
+            };
+            let Ok(mut news) = self.peers.open(peer, question).await else {
+                continue;
+            };
+            if let Ok(Some(BlobNews::Opened { size, .. })) = news.next().await {
+                return Some(size);
+            }
+        }
+        None
+    }
+
+    /// Returns those of `digests` that no member has, in their order.
+    pub(super) async fn missing(&self, digests: Vec<Digest>) -> Vec<Digest> {
+        let view = self.view();
+        let mut missing = Vec::new();
+        for asked in digests.chunks(MAX_ASKED_DIGESTS) {
+            let mut held = vec![false; asked.len()];
+            let mut answers = self.ask_all(&view, asked.to_vec());
+            while let Some((_, holdings)) = answers.next().await {
+                for (held, holding) in held.iter_mut().zip(holdings) {
+                    *held |= holding == Holding::Whole;
+                }
+            }
+            let lacking = asked.iter().zip(&held).filter(|(_, held)| !**held);
+            missing.extend(lacking.map(|(digest, _)| *digest));
+        }
+        missing
+    }
+
+    /// Puts one question to every live member; each has its own time to answer.
+    fn ask_all(
+        &self,
+        view: &View,
+        digests: Vec<Digest>,
+    ) -> impl futures_util::Stream<Item = (NodeId, Vec<Holding>)> + Unpin + use<> {
+        let asked: Arc<[Digest]> = digests.into();
+        let usable = view.live().filter(|member| self.is_usable(&member.id));
+        let questions: FuturesUnordered<_> = usable
+            .map(|member| {
+                let patience = self.patience(view, member);
+                let (peers, peer) = (self.peers.clone(), member.id);
+                let digests = asked.to_vec();
+                async move {
+                    let answer = peers.holds(peer, AskHolds { digests }, patience).await;
+                    // Who does not answer in time has nothing, as far as this pull is concerned.
+                    (peer, answer.unwrap_or_default())
+                }
+            })
+            .collect();
+        questions
+    }
+
+    fn patience(&self, view: &View, member: &Member) -> Duration {
+        if member.zone == view.zone() {
+            return self.holds_patience;
+        }
+        let round_trip = self.peers.round_trip(&member.id).unwrap_or_default();
+        (round_trip * HOLDS_ROUND_TRIPS).clamp(self.holds_patience, self.holds_patience * 4)
+    }
+}
+
+/// Returns the hops for a key that a fetch of `rank` may wait for.
+fn hops(view: &View, key: Key, rank: Rank) -> Vec<Hop> {
+    let homes: Vec<NodeId> = view.homes(key).collect();
+    let mut hops: Vec<Hop> = Vec::new();
+    let mut add = |peer: NodeId, role| {
+        if peer != view.me() && !hops.iter().any(|hop| hop.peer == peer) {
+            hops.push(Hop { peer, role });
+        }
+    };
+    if rank == Rank::Node {
+        for owner in view.owners(key) {
+            // The home is the owner of its own zone, and acts as both. A second home does so only
+            // when it is asked because the first could not be.
+            let is_home = homes.first() == Some(&owner);
+            add(owner, if is_home { Role::Home } else { Role::Owner });
+        }
+    }
+    if rank < Rank::Home {
+        for home in homes {
+            add(home, Role::Home);
+        }
+    }
+    hops
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Standing;
+
+    fn node(number: u8) -> NodeId {
+        NodeId::new([number; 32])
+    }
+
+    fn member(number: u8, zone: &str) -> Member {
+        Member {
+            id: node(number),
+            generation: 1,
+            zone: zone.to_owned(),
+            addresses: Vec::new(),
+            weight: 1,
+            version: String::new(),
+            wire_version: 1,
+            load: 0,
+            standing: Standing::Alive,
+        }
+    }
+
+    fn views() -> impl Iterator<Item = (View, Key)> {
+        let zones = ["a", "a", "b", "b", "b"];
+        let member = move |number: u8| member(number, zones[usize::from(number)]);
+        (0..5_u8).flat_map(move |me| {
+            let members: Vec<Member> = (0..5).map(member).collect();
+            let view = View::of(node(me), zones[usize::from(me)], members);
+            let digest = |n: u8| Digest::of(millrace_protocol::oci::Algorithm::Sha256, &[n]);
+            (0..50).map(move |n| (view.clone(), Key::of_digest(&digest(n))))
+        })
+    }
+
+    #[test]
+    fn only_the_first_home_is_asked_as_home_before_others_have_failed() {
+        for (view, key) in views() {
+            let home = view.homes(key).next();
+            for (at, hop) in hops(&view, key, Rank::Node).iter().enumerate() {
+                let asked_as_home = hop.role == Role::Home;
+                assert!(asked_as_home || Some(hop.peer) != home);
+                assert!(at > 0 || asked_as_home == (Some(hop.peer) == home));
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_rank_that_is_not_above_its_own() {
+        for (view, key) in views() {
+            let as_owner = hops(&view, key, Rank::Owner);
+            assert!(as_owner.iter().all(|hop| hop.role == Role::Home));
+            assert_eq!(hops(&view, key, Rank::Home), []);
+            let all = hops(&view, key, Rank::Node);
+            assert!(all.iter().all(|hop| hop.peer != view.me()));
+            assert!(all.len() <= 4);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What this node does for other nodes: the answers to their questions.
+//!
+//! `telling` has the news of a blob that another node opened, `reading` its chunks, `takers` who
+//! else has or takes it. Asked as owner or home, this node starts to pull for the other in that
+//! rank; asked as holder, it gives only what it has. What is refused is told with the origin whose
+//! answer it was, so that nobody takes one provenance's refusal for another's.
+
+mod reading;
+mod takers;
+mod telling;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::{Digest, RepositoryName};
+use millrace_protocol::wire::message::{
+    AskHolds, AskManifest, BlobNews, Holding, OpenBlob, OriginName, ReadChunks, RecallTag, Refusal,
+    ResolveTag,
+};
+
+use crate::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
+use crate::upstream::Upstreams;
+
+use super::Puller;
+use super::manifest::ManifestAnswer;
+use super::origin::Origin;
+use super::rank::Rank;
+use super::refusal;
+use super::transfer::{Phase, Supply};
+
+use takers::Takers;
+
+/// Answers other nodes; clones share one node's state.
+#[derive(Clone, Debug)]
+pub struct Supplier {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    puller: Puller,
+    upstreams: Upstreams,
+    takers: Takers,
+}
+
+impl Supplier {
+    /// Builds the answering side of a node's pull room.
+    pub fn new(puller: Puller, upstreams: Upstreams) -> Self {
+        let shared = Shared {
+            puller,
+            upstreams,
+            takers: Takers::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+impl Shared {
+    /// Returns those of the named origins that are configured here, in their order.
+    fn origins(&self, names: &[OriginName]) -> Vec<Origin> {
+        let origin = |name: &OriginName| self.origin(&name.upstream, &name.repository);
+        names.iter().filter_map(origin).collect()
+    }
+
+    fn origin(&self, upstream: &str, repository: &RepositoryName) -> Option<Origin> {
+        let upstream = self.upstreams.find(upstream)?;
+        Some(Origin {
+            upstream,
+            repository: repository.clone(),
+        })
+    }
+
+    async fn manifest(&self, question: AskManifest) -> Result<PeerManifest, Refusal> {
+        let manifests = &self.puller.inner.manifests;
+        let digest = question.digest;
+        let answer = match Rank::of(question.role) {
+            None => {
+                let local = manifests.local(&digest).await;
+                let local = local.map_err(|_| Refusal::Unable)?;
+                local.ok_or(Refusal::Absent)?
+            }
+            Some(rank) => {
+                let origins = self.origins(&question.origins);
+                let fetched = manifests.for_peer(&origins, &digest, rank).await;
+                fetched.map_err(|error| refusal::refusal(origins.first(), &error))?
+            }
+        };
+        Ok(self.with_provenance(answer).await)
+    }
+
+    async fn with_provenance(&self, answer: ManifestAnswer) -> PeerManifest {
+        let store = &self.puller.inner.store;
+        let provenance = store.provenance(&answer.digest).await;
+        PeerManifest {
+            media_type: answer.media_type,
+            bytes: answer.bytes,
+            provenance: provenance.iter().map(refusal::name_of).collect(),
+        }
+    }
+
+    async fn resolve(&self, question: ResolveTag) -> Result<PeerTag, Refusal> {
+        let OriginName {
+            upstream,
+            repository,
+            ..
+        } = &question.origin;
+        let origin = self
+            .origin(upstream, repository)
+            .ok_or(Refusal::Unconfigured)?;
+        let max_age = Duration::from_millis(question.max_age_ms);
+        let tags = &self.puller.inner.tags;
+        let resolved = tags.resolve_as_home(&origin, &question.tag, max_age).await;
+        let (digest, age) = resolved.map_err(|error| refusal::refusal(Some(&origin), &error))?;
+        Ok(PeerTag {
+            digest,
+            age,
+            origin: refusal::origin_name(&origin),
+        })
+    }
+
+    async fn recall(&self, question: RecallTag) -> Option<PeerTag> {
+        let RecallTag {
+            upstream,
+            repository,
+            tag,
+        } = question;
+        let origin = self.origin(&upstream, &repository)?;
+        let (digest, age) = self.puller.inner.tags.recall(&origin, &tag).await?;
+        Some(PeerTag {
+            digest,
+            age,
+            origin: refusal::origin_name(&origin),
+        })
+    }
+
+    async fn holds(&self, digests: Vec<Digest>) -> Vec<Holding> {
+        let Puller { inner } = &self.puller;
+        let missing = inner.store.missing(digests.clone()).await;
+        // A store that cannot be read cannot serve either.
+        let missing = missing.unwrap_or_else(|_| digests.clone());
+        let holding = |digest: &Digest| {
+            if !missing.contains(digest) {
+                return Holding::Whole;
+            }
+            let Some(transfer) = inner.fillers.table.get(digest) else {
+                return Holding::No;
+            };
+            if matches!(transfer.state().phase, Phase::Verified) {
+                return Holding::Whole;
+            }
+            let asked = transfer.state().supply == Supply::Upstream;
+            if asked || transfer.rank() == Rank::Home {
+                Holding::Fetching { asked }
+            } else {
+                Holding::No
+            }
+        };
+        digests.iter().map(holding).collect()
+    }
+}
+
+impl Handler for Supplier {
+    fn open(
+        &self,
+        from: NodeId,
+        question: OpenBlob,
+    ) -> BoxStream<'static, Result<BlobNews, Refusal>> {
+        telling::tell(Arc::clone(&self.shared), from, question)
+    }
+
+    fn read(&self, from: NodeId, question: ReadChunks) -> BoxStream<'static, ChunkEvent> {
+        reading::read(Arc::clone(&self.shared), from, question)
+    }
+
+    fn manifest(
+        &self,
+        _from: NodeId,
+        question: AskManifest,
+    ) -> BoxFuture<'static, Result<PeerManifest, Refusal>> {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.manifest(question).await }.boxed()
+    }
+
+    fn resolve(
+        &self,
+        _from: NodeId,
+        question: ResolveTag,
+    ) -> BoxFuture<'static, Result<PeerTag, Refusal>> {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.resolve(question).await }.boxed()
+    }
+
+    fn recall(&self, _from: NodeId, question: RecallTag) -> BoxFuture<'static, Option<PeerTag>> {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.recall(question).await }.boxed()
+    }
+
+    fn holds(&self, _from: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.holds(question.digests).await }.boxed()
+    }
+}

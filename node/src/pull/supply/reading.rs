@@ -1,0 +1,156 @@
+//! Chunks for a node that reads them: from the store, or from a blob that is still on its way.
+//!
+//! Only what was checked is given away. For a chunk that is about to come it is waited a moment,
+//! so that nodes behind each other in a chain need not ask all the time.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use millrace_protocol::chunk::{self, CHUNK_BYTES};
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::wire::message::ReadChunks;
+use tokio::sync::watch;
+
+use crate::peer::ChunkEvent;
+use crate::pull::transfer::{State, Transfer};
+use crate::store::{BlobFile, FileReader};
+
+use super::Shared;
+use super::takers::Slot;
+
+/// How long the next chunk is waited for before the reader is told to look elsewhere. It covers
+/// the time that the first chunk needs to the end of a chain over slow links; a reader that left
+/// its place earlier would make one link carry the blob twice.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sends the chunks that are asked for, as far as they come.
+pub(super) fn read(
+    shared: Arc<Shared>,
+    from: NodeId,
+    question: ReadChunks,
+) -> BoxStream<'static, ChunkEvent> {
+    let events = async move {
+        match open(&shared, from, &question).await {
+            Ok(reading) => reading.events().boxed(),
+            Err(event) => stream::once(async { event }).boxed(),
+        }
+    };
+    stream::once(events).flatten().boxed()
+}
+
+async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Reading, ChunkEvent> {
+    let inner = &shared.puller.inner;
+    let digest = &question.digest;
+    let stored = inner.store.blob(digest).await.map_err(|error| {
+        tracing::error!(%error, "a blob cannot be read for a peer");
+        ChunkEvent::Absent
+    })?;
+    let (content, size) = match stored {
+        Some(blob) => {
+            let size = blob.size();
+            (Content::Stored(blob), size)
+        }
+        None => {
+            let transfer = inner.fillers.table.get(digest).ok_or(ChunkEvent::Absent)?;
+            let size = transfer.state().size.ok_or(ChunkEvent::NotYet)?;
+            let watch = transfer.watch();
+            (Content::Growing { transfer, watch }, size)
+        }
+    };
+    let slot = shared.takers.read(digest, from, size);
+    let slot = slot.map_err(|ask| ChunkEvent::Busy { ask })?;
+    let end = question.first.saturating_add(question.count);
+    let chunks = u32::try_from(chunk::count(size)).unwrap_or(u32::MAX);
+    Ok(Reading {
+        content,
+        size,
+        chunks: question.first..end.min(chunks),
+        _slot: slot,
+    })
+}
+
+enum Content {
+    Stored(BlobFile),
+    Growing {
+        transfer: Arc<Transfer>,
+        watch: watch::Receiver<State>,
+    },
+}
+
+struct Reading {
+    content: Content,
+    size: u64,
+    /// Indices that are still to be sent.
+    chunks: Range<u32>,
+    _slot: Slot,
+}
+
+impl Reading {
+    fn events(self) -> impl futures_util::Stream<Item = ChunkEvent> {
+        stream::unfold(Some(self), |reading| async move {
+            let mut reading = reading?;
+            let event = reading.next().await;
+            let goes_on = matches!(event, ChunkEvent::Chunk { .. });
+            Some((event, goes_on.then_some(reading)))
+        })
+    }
+
+    async fn next(&mut self) -> ChunkEvent {
+        let Some(index) = self.chunks.next() else {
+            return ChunkEvent::Done;
+        };
+        let start = u64::from(index) * CHUNK_BYTES;
+        let range = start..(start + CHUNK_BYTES).min(self.size);
+        let file = match &mut self.content {
+            Content::Stored(blob) => blob.reader().clone(),
+            Content::Growing { transfer, watch } => match wait(transfer, watch, &range).await {
+                Ok(file) => file,
+                Err(event) => return event,
+            },
+        };
+        match read_all(&file, range).await {
+            Ok(bytes) => ChunkEvent::Chunk { index, bytes },
+            Err(error) => {
+                tracing::error!(%error, "a chunk cannot be read for a peer");
+                ChunkEvent::Absent
+            }
+        }
+    }
+}
+
+/// Waits until a range of a growing blob may be given away.
+async fn wait(
+    transfer: &Transfer,
+    watch: &mut watch::Receiver<State>,
+    range: &Range<u64>,
+) -> Result<FileReader, ChunkEvent> {
+    let here = |state: &State| {
+        let is_here = state.written.gaps(range).next().is_none();
+        (is_here && state.is_checked(range)) || state.failure().is_some()
+    };
+    let waited = tokio::time::timeout(PATIENCE, watch.wait_for(here)).await;
+    let Ok(waited) = waited else {
+        transfer.hurry(range.start, PATIENCE);
+        return Err(ChunkEvent::NotYet);
+    };
+    let state = waited.map_err(|_| ChunkEvent::Absent)?;
+    match &state.file {
+        Some(file) if state.failure().is_none() => Ok(file.clone()),
+        _ => Err(ChunkEvent::Absent),
+    }
+}
+
+async fn read_all(file: &FileReader, range: Range<u64>) -> std::io::Result<Vec<Bytes>> {
+    let mut pieces = Vec::new();
+    let mut position = range.start;
+    while position < range.end {
+        let bytes = file.read(position, range.end).await?;
+        position += bytes.len() as u64;
+        pieces.push(bytes);
+    }
+    Ok(pieces)
+}

@@ -1,0 +1,251 @@
+//! Who takes which blob through this node now, and whom each of them is sent to.
+//!
+//! Takers of a large blob form a chain: each reads from the one that came before it, so that every
+//! link carries the blob once in each direction and the time grows by one chunk per node, however
+//! many there are. A small blob fits into the first answers: its takers form a flat tree instead.
+//! Bookkeeping only; no I/O.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use millrace_protocol::chunk::CHUNK_BYTES;
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::Digest;
+use parking_lot::Mutex;
+
+/// Up to this size a blob has no chain: the chain's delay would be all of its transfer.
+const SMALL_BYTES: u64 = 4 * CHUNK_BYTES;
+
+/// How many takers of a small blob are sent to the same source.
+const SMALL_FAN_OUT: usize = 8;
+
+/// Most readers of one large blob at a time: the first of the chain, and one that lost its place.
+const MAX_READERS: usize = 2;
+
+/// Most readers of one small blob at a time.
+const MAX_SMALL_READERS: usize = 32;
+
+/// Most other takers that one is sent to, the best first.
+const MAX_NAMED: usize = 3;
+
+/// The takers of this node's blobs; clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Takers {
+    blobs: Arc<Mutex<HashMap<Digest, Blob>>>,
+}
+
+#[derive(Debug, Default)]
+struct Blob {
+    /// In the order in which they came.
+    takers: Vec<Taker>,
+    readers: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Taker {
+    node: NodeId,
+    zone: String,
+    /// Tells two openings by the same node apart.
+    ticket: u64,
+}
+
+/// Someone who takes a blob; dropping it is leaving.
+#[derive(Debug)]
+pub(super) struct Place {
+    takers: Takers,
+    digest: Digest,
+    ticket: u64,
+}
+
+/// Someone who reads chunks of a blob; dropping it frees the slot.
+#[derive(Debug)]
+pub(super) struct Slot {
+    takers: Takers,
+    digest: Digest,
+}
+
+impl Takers {
+    /// Enters a taker and returns whom it should read from before it reads from this node.
+    pub(super) fn enter(
+        &self,
+        digest: &Digest,
+        node: NodeId,
+        zone: &str,
+        size: u64,
+    ) -> (Place, Vec<NodeId>) {
+        let mut blobs = self.blobs.lock();
+        let blob = blobs.entry(*digest).or_default();
+        let sources = blob.sources(node, zone, size);
+        let ticket = blob.takers.last().map_or(0, |last| last.ticket + 1);
+        blob.takers.push(Taker {
+            node,
+            zone: zone.to_owned(),
+            ticket,
+        });
+        let place = Place {
+            takers: self.clone(),
+            digest: *digest,
+            ticket,
+        };
+        (place, sources)
+    }
+
+    /// Takes a slot for reading.
+    ///
+    /// # Errors
+    /// All are taken: these nodes may have what is wanted.
+    pub(super) fn read(
+        &self,
+        digest: &Digest,
+        node: NodeId,
+        size: u64,
+    ) -> Result<Slot, Vec<NodeId>> {
+        let mut blobs = self.blobs.lock();
+        let blob = blobs.entry(*digest).or_default();
+        let limit = if size <= SMALL_BYTES {
+            MAX_SMALL_READERS
+        } else {
+            MAX_READERS
+        };
+        if blob.readers >= limit {
+            return Err(blob.before(node).map(|taker| taker.node).collect());
+        }
+        blob.readers += 1;
+        Ok(Slot {
+            takers: self.clone(),
+            digest: *digest,
+        })
+    }
+
+    fn leave(&self, digest: &Digest, change: impl FnOnce(&mut Blob)) {
+        let mut blobs = self.blobs.lock();
+        if let Some(blob) = blobs.get_mut(digest) {
+            change(blob);
+            if blob.takers.is_empty() && blob.readers == 0 {
+                blobs.remove(digest);
+            }
+        }
+    }
+}
+
+impl Blob {
+    fn sources(&self, node: NodeId, zone: &str, size: u64) -> Vec<NodeId> {
+        let others = |taker: &&Taker| taker.zone == zone && taker.node != node;
+        let others: Vec<NodeId> = self
+            .takers
+            .iter()
+            .filter(others)
+            .map(|taker| taker.node)
+            .collect();
+        if size <= SMALL_BYTES {
+            let parent = others.len().checked_sub(SMALL_FAN_OUT);
+            return parent
+                .map(|behind| others[behind / SMALL_FAN_OUT])
+                .into_iter()
+                .collect();
+        }
+        others.into_iter().rev().take(MAX_NAMED).collect()
+    }
+
+    /// Returns the takers that came before a node, the latest first: reading only from them, no
+    /// two takers ever wait for each other.
+    fn before(&self, node: NodeId) -> impl Iterator<Item = &Taker> {
+        let own = self.takers.iter().position(|taker| taker.node == node);
+        let end = own.unwrap_or(self.takers.len());
+        self.takers[..end].iter().rev().take(MAX_NAMED)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let ticket = self.ticket;
+        self.takers.leave(&self.digest, |blob| {
+            blob.takers.retain(|taker| taker.ticket != ticket);
+        });
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.takers.leave(&self.digest, |blob| blob.readers -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millrace_protocol::oci::Algorithm;
+
+    const LARGE: u64 = 64 * CHUNK_BYTES;
+
+    fn node(number: u8) -> NodeId {
+        NodeId::new([number; 32])
+    }
+
+    fn digest() -> Digest {
+        Digest::of(Algorithm::Sha256, b"blob")
+    }
+
+    #[test]
+    fn takers_of_a_large_blob_form_a_chain() {
+        let takers = Takers::default();
+        let (_first, sources) = takers.enter(&digest(), node(1), "a", LARGE);
+        assert_eq!(sources, []);
+        let (second, sources) = takers.enter(&digest(), node(2), "a", LARGE);
+        assert_eq!(sources, [node(1)]);
+        let (_third, sources) = takers.enter(&digest(), node(3), "a", LARGE);
+        assert_eq!(sources, [node(2), node(1)]);
+        drop(second);
+        let (_fourth, sources) = takers.enter(&digest(), node(4), "a", LARGE);
+        assert_eq!(sources, [node(3), node(1)]);
+    }
+
+    #[test]
+    fn nobody_is_sent_to_another_zone() {
+        let takers = Takers::default();
+        let (_far, _) = takers.enter(&digest(), node(1), "a", LARGE);
+        let (_near, sources) = takers.enter(&digest(), node(2), "b", LARGE);
+        assert_eq!(sources, []);
+    }
+
+    #[test]
+    fn takers_of_a_small_blob_form_a_flat_tree() {
+        let takers = Takers::default();
+        let places: Vec<_> = (1..=20)
+            .map(|number| takers.enter(&digest(), node(number), "a", 10))
+            .collect();
+        let sources: Vec<_> = places.iter().map(|(_, sources)| sources.clone()).collect();
+        assert!(sources[..8].iter().all(Vec::is_empty));
+        assert_eq!(sources[8], [node(1)]);
+        assert_eq!(sources[15], [node(1)]);
+        assert_eq!(sources[16], [node(2)]);
+    }
+
+    #[test]
+    fn slots_are_few_and_name_who_came_before() {
+        let takers = Takers::default();
+        let (_first, _) = takers.enter(&digest(), node(1), "a", LARGE);
+        let (_second, _) = takers.enter(&digest(), node(2), "a", LARGE);
+        let (_third, _) = takers.enter(&digest(), node(3), "a", LARGE);
+        let slot = takers.read(&digest(), node(1), LARGE).expect("free");
+        let _other = takers.read(&digest(), node(2), LARGE).expect("free");
+        let busy = takers.read(&digest(), node(3), LARGE).expect_err("taken");
+        assert_eq!(busy, [node(2), node(1)]);
+        assert_eq!(
+            takers.read(&digest(), node(1), LARGE).expect_err("taken"),
+            []
+        );
+        drop(slot);
+        takers.read(&digest(), node(3), LARGE).expect("free again");
+    }
+
+    #[test]
+    fn nothing_is_kept_of_who_has_left() {
+        let takers = Takers::default();
+        let (place, _) = takers.enter(&digest(), node(1), "a", LARGE);
+        let slot = takers.read(&digest(), node(1), LARGE).expect("free");
+        drop(place);
+        drop(slot);
+        assert!(takers.blobs.lock().is_empty());
+    }
+}

@@ -1,0 +1,240 @@
+//! News of a blob for a node that has opened it: size, sources, chain, whole.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use millrace_protocol::chunk::{self, ChainValue};
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::wire::message::{BlobNews, MAX_CHAIN_VALUES, OpenBlob, Refusal};
+use tokio::sync::watch;
+
+use crate::pull::chains::{Chain, ChainPhase};
+use crate::pull::origin::Origin;
+use crate::pull::rank::Rank;
+use crate::pull::refusal;
+use crate::pull::transfer::{Phase, State, Supply, Waiter};
+use crate::store::{BlobFile, Provenance};
+
+use super::Shared;
+use super::takers::Place;
+
+/// Tells a node about a blob until it has all, then stays silent until the node leaves.
+pub(super) fn tell(
+    shared: Arc<Shared>,
+    from: NodeId,
+    question: OpenBlob,
+) -> BoxStream<'static, Result<BlobNews, Refusal>> {
+    let asked = Asked {
+        shared,
+        from,
+        question,
+    };
+    let telling = async move {
+        match asked.open().await {
+            Ok((news, telling)) => {
+                let rest = stream::unfold(telling, |mut telling| async move {
+                    let news = telling.next().await;
+                    Some((news, telling))
+                });
+                stream::once(async { Ok(news) }).chain(rest).boxed()
+            }
+            Err(refusal) => stream::once(async { Err(refusal) }).boxed(),
+        }
+    };
+    stream::once(telling).flatten().boxed()
+}
+
+struct Asked {
+    shared: Arc<Shared>,
+    from: NodeId,
+    question: OpenBlob,
+}
+
+impl Asked {
+    /// Waits until the first bytes are in hand, from wherever.
+    async fn open(self) -> Result<(BlobNews, Telling), Refusal> {
+        let inner = &self.shared.puller.inner;
+        let digest = &self.question.digest;
+        let stored = inner.store.blob(digest).await;
+        if let Some(blob) = stored.map_err(|_| Refusal::Unable)? {
+            return Ok(self.stored(blob).await);
+        }
+        let origins = self.shared.origins(&self.question.origins);
+        let waiter = self.join(&origins)?;
+        let refuse = |error| refusal::refusal(origins.first(), &error);
+        waiter.confirmed().await.map_err(refuse)?;
+        let mut watch = waiter.transfer.watch();
+        let known = watch.wait_for(|state| state.size.is_some() || state.failure().is_some());
+        let (size, provenance) = {
+            let state = known.await.map_err(|_| Refusal::Unable)?;
+            if state.window.is_some() {
+                // What passes through memory only cannot be read by chunks.
+                return Err(Refusal::Unable);
+            }
+            (
+                state.size.ok_or(Refusal::Unable)?,
+                provenance(&state, &origins),
+            )
+        };
+        let content = Content::Growing { waiter, watch };
+        Ok(self.opened(size, &provenance, content))
+    }
+
+    /// Joins the transfer in the role that is asked for, or begins it.
+    fn join(&self, origins: &[Origin]) -> Result<Waiter, Refusal> {
+        let fillers = &self.shared.puller.inner.fillers;
+        let digest = &self.question.digest;
+        let Some(rank) = Rank::of(self.question.role) else {
+            let transfer = fillers.table.get(digest).ok_or(Refusal::Absent)?;
+            // Who waits for others itself is nobody to wait for.
+            let asks = transfer.state().supply == Supply::Upstream;
+            if !asks && transfer.rank() < Rank::Home {
+                return Err(Refusal::Absent);
+            }
+            return Ok(transfer.join(&[]));
+        };
+        if let Some(origin) = origins.first() {
+            let refused = fillers.negative.check(origin, &digest.to_string());
+            refused.map_err(|error| refusal::refusal(Some(origin), &error))?;
+        }
+        let joined = fillers.table.join(digest, origins, rank);
+        if let Some(far) = joined.begun {
+            fillers.start(&joined.waiter.transfer, far);
+        }
+        Ok(joined.waiter)
+    }
+
+    async fn stored(self, blob: BlobFile) -> (BlobNews, Telling) {
+        let inner = &self.shared.puller.inner;
+        let digest = &self.question.digest;
+        let provenance = inner.store.provenance(digest).await;
+        let blob = Arc::new(blob);
+        let size = blob.size();
+        let chain = inner.fillers.chains.watch(digest, &blob);
+        self.opened(size, &provenance, Content::Stored { _blob: blob, chain })
+    }
+
+    fn opened(self, size: u64, provenance: &[Provenance], content: Content) -> (BlobNews, Telling) {
+        let OpenBlob { digest, zone, .. } = &self.question;
+        let (place, sources) = self.shared.takers.enter(digest, self.from, zone, size);
+        let news = BlobNews::Opened {
+            size,
+            provenance: provenance.iter().map(refusal::name_of).collect(),
+            sources,
+        };
+        let telling = Telling {
+            content,
+            told: 0,
+            values: usize::try_from(chunk::count(size))
+                .unwrap_or(0)
+                .saturating_sub(1),
+            told_whole: false,
+            _place: place,
+        };
+        (news, telling)
+    }
+}
+
+/// Returns what a growing blob is being fetched as.
+fn provenance(state: &State, origins: &[Origin]) -> Vec<Provenance> {
+    if state.provenance.is_empty() {
+        return origins
+            .first()
+            .map(Origin::provenance)
+            .into_iter()
+            .collect();
+    }
+    state.provenance.clone()
+}
+
+/// Where the news come from.
+enum Content {
+    Stored {
+        /// Keeps it from eviction while it is being taken.
+        _blob: Arc<BlobFile>,
+        chain: watch::Receiver<Chain>,
+    },
+    Growing {
+        waiter: Waiter,
+        watch: watch::Receiver<State>,
+    },
+}
+
+struct Telling {
+    content: Content,
+    /// How many values were told.
+    told: usize,
+    /// How many there are to tell: one for each chunk but the last.
+    values: usize,
+    told_whole: bool,
+    _place: Place,
+}
+
+impl Telling {
+    /// Returns the next news; waits for ever when there are none.
+    async fn next(&mut self) -> Result<BlobNews, Refusal> {
+        if self.told_whole {
+            return std::future::pending().await;
+        }
+        let (told, values) = (self.told, self.values);
+        let news = match &mut self.content {
+            Content::Stored { chain, .. } => next_of_stored(chain, told, values).await?,
+            Content::Growing { waiter, watch } => {
+                next_of_growing(waiter, watch, told, values).await?
+            }
+        };
+        match &news {
+            BlobNews::Chain { values, .. } => self.told += values.len(),
+            _ => self.told_whole = true,
+        }
+        Ok(news)
+    }
+}
+
+async fn next_of_stored(
+    chain: &mut watch::Receiver<Chain>,
+    told: usize,
+    values: usize,
+) -> Result<BlobNews, Refusal> {
+    let news = |chain: &Chain| chain.values.len() > told || chain.phase != ChainPhase::Growing;
+    let chain = chain.wait_for(news).await.map_err(|_| Refusal::Unable)?;
+    match (part(&chain.values, told, values), chain.phase) {
+        (_, ChainPhase::Bad) => Err(Refusal::Corrupt),
+        (Some(news), _) => Ok(news),
+        (None, _) => Ok(BlobNews::Whole),
+    }
+}
+
+async fn next_of_growing(
+    waiter: &Waiter,
+    watch: &mut watch::Receiver<State>,
+    told: usize,
+    values: usize,
+) -> Result<BlobNews, Refusal> {
+    let news = |state: &State| {
+        state.chain.len().min(values) > told
+            || matches!(state.phase, Phase::Verified | Phase::Failed(_))
+    };
+    let state = watch.wait_for(news).await.map_err(|_| Refusal::Unable)?;
+    match (part(&state.chain, told, values), &state.phase) {
+        (_, Phase::Failed(error)) => {
+            let refusal = waiter.refusal(error);
+            Err(refusal)
+        }
+        (Some(news), _) => Ok(news),
+        // Found in the store meanwhile, without a chain: who opens it again gets it.
+        (None, _) if told < values => Err(Refusal::Unable),
+        (None, _) => Ok(BlobNews::Whole),
+    }
+}
+
+/// Returns the next values to tell, without the one behind the last chunk.
+fn part(chain: &[ChainValue], told: usize, values: usize) -> Option<BlobNews> {
+    let end = chain.len().min(values).min(told + MAX_CHAIN_VALUES);
+    let values = chain.get(told..end).filter(|values| !values.is_empty())?;
+    Some(BlobNews::Chain {
+        first: u32::try_from(told).ok()?,
+        values: values.to_vec(),
+    })
+}

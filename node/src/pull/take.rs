@@ -1,0 +1,485 @@
+//! Taking a blob from other nodes: open it at one, read chunks from those it names, check each.
+//!
+//! The node that was opened states size and chain; the chunks may come from others. A chunk is
+//! checked before it is written or shown, and one that is wrong is taken from somebody else. Whom
+//! to read from next is `protocol::transfer`'s decision, which node to open is `neighbours`'.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::Digest;
+use millrace_protocol::transfer::{Step, Taking};
+use millrace_protocol::wire::message::{BlobNews, OpenBlob, ReadChunks};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::peer::{BlobStream, ChunkEvent, ChunkStream, PeerError};
+use crate::upstream::Subject;
+
+use super::error::PullError;
+use super::fill::Halt;
+use super::neighbours::{Hop, Neighbours};
+use super::rank::Rank;
+use super::refusal::{final_for, provenance_of};
+use super::relay::relay;
+use super::sink::{Check, Checked, Sink, Taken};
+use super::transfer::{Phase, State, Supply, Transfer};
+
+/// Chunks that one take holds in memory at most: one that arrives, one that waits, one that is
+/// written.
+const CHUNKS_IN_MEMORY: u32 = 3;
+
+/// What a blob is taken with.
+#[derive(Clone, Copy)]
+pub(super) struct Take<'a> {
+    pub(super) transfer: &'a Arc<Transfer>,
+    pub(super) sink: &'a Sink,
+    pub(super) neighbours: &'a Neighbours,
+    /// As what this node takes it; when the transfer is raised above, the hop is let go.
+    pub(super) rank: Rank,
+}
+
+/// How taking from one hop ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// Every chunk is here and checked.
+    Complete,
+    /// The hop could not help, or not to the end; another may.
+    PassedOver,
+    /// This node has to act in a greater rank and may not wait for the hop any more.
+    Raised,
+}
+
+impl Take<'_> {
+    /// Takes what is missing through one hop.
+    ///
+    /// # Errors
+    /// [`Halt::Transfer`] when nobody can, or what is here turned out to be wrong.
+    /// # Cancel safety
+    /// Dropping the future loses the chunks that were not written yet.
+    pub(super) async fn through(
+        self,
+        hop: Hop,
+        far: &mut mpsc::Receiver<u64>,
+    ) -> Result<Ended, Halt> {
+        tokio::select! {
+            ended = self.open(hop, far) => ended,
+            () = self.transfer.raised_above(self.rank) => Ok(Ended::Raised),
+        }
+    }
+
+    async fn open(self, hop: Hop, far: &mut mpsc::Receiver<u64>) -> Result<Ended, Halt> {
+        let question = OpenBlob {
+            digest: self.transfer.digest,
+            role: hop.role,
+            origins: self.transfer.candidates().origin_names(),
+            zone: self.neighbours.view().zone().to_owned(),
+        };
+        let opened = self.neighbours.peers.open(hop.peer, question).await;
+        let mut news = match opened {
+            Ok(news) => news,
+            Err(error) => return Ok(self.passed_over(hop, &error)),
+        };
+        match news.next().await {
+            Ok(Some(BlobNews::Opened {
+                size,
+                provenance,
+                sources,
+            })) => {
+                let provenance = provenance.iter().map(provenance_of).collect();
+                if !self.learn(size, provenance) {
+                    return Ok(Ended::PassedOver);
+                }
+                let session = Session::new(self, hop, news, size, sources);
+                session.run(far).await
+            }
+            // Anything else before that is not how the protocol goes.
+            Ok(_) => Ok(Ended::PassedOver),
+            Err(error) => Ok(self.passed_over(hop, &error)),
+        }
+    }
+
+    /// Takes over what a hop states. Returns whether that can be.
+    fn learn(self, size: u64, provenance: Vec<crate::store::Provenance>) -> bool {
+        self.transfer.change(|state| {
+            if state.size.is_some_and(|known| known != size) {
+                return false;
+            }
+            state.learn_size(size);
+            state.provenance = provenance;
+            state.supply = Supply::Peers;
+            true
+        })
+    }
+
+    /// Notes why a hop did not help; a refusal may be final for some of those who wait.
+    fn passed_over(self, hop: Hop, error: &PeerError) -> Ended {
+        self.neighbours.passed_over(hop, error);
+        if let PeerError::Refused { refusal, .. } = error {
+            let digest = self.transfer.digest;
+            let failed = self.transfer.candidates().refuse(|origin| {
+                let subject = Subject::Blob(origin.repository.clone(), digest);
+                final_for(origin, refusal, subject)
+            });
+            if failed {
+                self.transfer.change(|_| ());
+            }
+        }
+        Ended::PassedOver
+    }
+}
+
+type Reading = BoxFuture<'static, (Option<ChunkStream>, Result<ChunkEvent, PeerError>)>;
+type Writing<'a> = Pin<Box<dyn Future<Output = Result<(Chunk, Checked), PullError>> + Send + 'a>>;
+
+/// A chunk that has arrived.
+#[derive(Debug)]
+struct Chunk {
+    source: NodeId,
+    index: u32,
+    bytes: Vec<Bytes>,
+}
+
+/// One blob that was opened at one hop.
+struct Session<'a> {
+    take: Take<'a>,
+    hop: Hop,
+    news: Option<BlobStream>,
+    size: u64,
+    /// From when on `taking` counts time.
+    began: Instant,
+    taking: Taking,
+    /// The chain as the hop states it, from the first chunk on.
+    chain: Vec<ChainValue>,
+    reading: Option<Reading>,
+    /// A chunk that waits for its check value, or for the write before it.
+    received: Option<Chunk>,
+    writing: Option<Writing<'a>>,
+    /// Chunks that did not fit the chain, and who sent them.
+    wrong: Vec<(u32, NodeId)>,
+    /// The digest that the whole would have with a last chunk that did not fit.
+    wrong_whole: Option<Digest>,
+}
+
+impl<'a> Session<'a> {
+    fn new(take: Take<'a>, hop: Hop, news: BlobStream, size: u64, sources: Vec<NodeId>) -> Self {
+        let chunks = u32::try_from(chunk::count(size)).unwrap_or(u32::MAX);
+        let mut taking = Taking::new(chunks);
+        for index in 0..chunks {
+            let range = range(index, size);
+            let state = take.transfer.state();
+            if state.written.gaps(&range).next().is_none() {
+                taking.handle_chunk(index);
+            }
+        }
+        let mut session = Self {
+            take,
+            hop,
+            news: Some(news),
+            size,
+            began: Instant::now(),
+            taking,
+            chain: Vec::new(),
+            reading: None,
+            received: None,
+            writing: None,
+            wrong: Vec::new(),
+            wrong_whole: None,
+        };
+        session.use_sources(sources);
+        session
+    }
+
+    async fn run(mut self, far: &mut mpsc::Receiver<u64>) -> Result<Ended, Halt> {
+        let _memory = self
+            .take
+            .neighbours
+            .memory(CHUNKS_IN_MEMORY.min(self.chunks().max(1)))
+            .await;
+        loop {
+            self.begin_write();
+            let due = match self.poll() {
+                Step::Complete => return Ok(Ended::Complete),
+                Step::Exhausted => return self.exhausted(),
+                Step::Wait(due) => due,
+                Step::Read {
+                    source,
+                    first,
+                    count,
+                } => {
+                    self.begin_read(source, first, count);
+                    None
+                }
+            };
+            tokio::select! {
+                news = next_news(&mut self.news) => {
+                    if let Some(ended) = self.handle_news(news) {
+                        return Ok(ended);
+                    }
+                }
+                (stream, event) = resolve(self.reading.as_mut()), if self.received.is_none() => {
+                    self.reading = None;
+                    self.handle_event(stream, event);
+                }
+                written = resolve(self.writing.as_mut()) => {
+                    self.writing = None;
+                    let (chunk, checked) = written.map_err(Halt::Transfer)?;
+                    self.handle_checked(chunk, checked).await?;
+                }
+                Some(position) = far.recv() => self.handle_far(position),
+                () = sleep_until(due.map(|due| self.began + due)), if due.is_some() => {}
+            }
+        }
+    }
+
+    /// Returns what to do next. A chunk that has arrived and is not written yet is still missing
+    /// for `taking`, so nothing new is asked for before it is.
+    fn poll(&mut self) -> Step {
+        let arrived = self.writing.is_some() || self.received.is_some();
+        if arrived && self.taking.reading().is_none() {
+            return Step::Wait(None);
+        }
+        self.taking.poll(self.began.elapsed())
+    }
+
+    fn chunks(&self) -> u32 {
+        u32::try_from(chunk::count(self.size)).unwrap_or(u32::MAX)
+    }
+
+    /// Reads from the sources that the hop names, at last from the hop itself.
+    fn use_sources(&mut self, mut sources: Vec<NodeId>) {
+        let me = self.take.neighbours.view().me();
+        sources.retain(|source| *source != me && *source != self.hop.peer);
+        sources.push(self.hop.peer);
+        self.taking.handle_sources(sources);
+    }
+
+    /// Takes over news. Returns how the session ends if it does.
+    fn handle_news(&mut self, news: Result<Option<BlobNews>, PeerError>) -> Option<Ended> {
+        match news {
+            Ok(Some(BlobNews::Chain { first, values })) => {
+                let expected = u32::try_from(self.chain.len()) == Ok(first);
+                self.chain.extend(values);
+                let fits = expected
+                    && self.chain.len() < self.chunks().max(1) as usize
+                    && self.agrees_with_own();
+                (!fits).then(|| {
+                    tracing::warn!(peer.id = %self.hop.peer.short(), "it states another chain");
+                    Ended::PassedOver
+                })
+            }
+            Ok(Some(BlobNews::Sources(sources))) => {
+                self.use_sources(sources);
+                None
+            }
+            Ok(Some(BlobNews::Whole)) => None,
+            Ok(Some(BlobNews::Opened { .. })) => Some(Ended::PassedOver),
+            Ok(None) => {
+                self.news = None;
+                // Without the values nothing more can be checked.
+                let has_all = self.chain.len() + 1 >= self.chunks() as usize;
+                (!has_all).then_some(Ended::PassedOver)
+            }
+            Err(error) => Some(self.take.passed_over(self.hop, &error)),
+        }
+    }
+
+    /// Whether the stated chain is the one of the bytes that are here.
+    fn agrees_with_own(&self) -> bool {
+        let state = self.take.transfer.state();
+        let own = state.chain.iter();
+        own.zip(&self.chain).all(|(own, stated)| own == stated)
+    }
+
+    fn begin_read(&mut self, source: NodeId, first: u32, count: u32) {
+        let peers = self.take.neighbours.peers.clone();
+        let question = ReadChunks {
+            digest: self.take.transfer.digest,
+            first,
+            count,
+        };
+        let reading = async move {
+            match peers.read(source, question).await {
+                Ok(stream) => next_event(stream).await,
+                Err(error) => (None, Err(error)),
+            }
+        };
+        self.reading = Some(reading.boxed());
+    }
+
+    fn handle_event(&mut self, stream: Option<ChunkStream>, event: Result<ChunkEvent, PeerError>) {
+        let Some(source) = self.taking.reading() else {
+            return;
+        };
+        let now = self.began.elapsed();
+        match event {
+            Ok(ChunkEvent::Chunk { index, bytes }) => {
+                self.received = Some(Chunk {
+                    source,
+                    index,
+                    bytes,
+                });
+                self.reading = stream.map(|stream| next_event(stream).boxed());
+            }
+            Ok(ChunkEvent::Done) => self.taking.handle_done(),
+            Ok(ChunkEvent::NotYet) => self.taking.handle_not_yet(now),
+            Ok(ChunkEvent::Busy { ask }) => {
+                let me = self.take.neighbours.view().me();
+                let others: Vec<NodeId> = ask.into_iter().filter(|node| *node != me).collect();
+                self.taking.handle_hint(&others);
+                self.taking.handle_not_yet(now);
+            }
+            Ok(ChunkEvent::Absent) => self.taking.handle_wrong(source),
+            Err(error) => {
+                tracing::debug!(peer.id = %source.short(), %error, "a source failed");
+                self.taking.handle_failed(now);
+            }
+        }
+    }
+
+    /// Checks and writes the received chunk, if its check value is known and nothing else is
+    /// being written.
+    fn begin_write(&mut self) {
+        if self.writing.is_some() {
+            return;
+        }
+        let Some(chunk) = self.received.take() else {
+            return;
+        };
+        let Some(check) = self.check(chunk.index) else {
+            self.received = Some(chunk);
+            return;
+        };
+        let Take { transfer, sink, .. } = self.take;
+        let range = range(chunk.index, self.size);
+        let size = self.size;
+        self.writing = Some(Box::pin(async move {
+            sink.reserve(Some(size), range.end).await?;
+            let written = transfer.state().written.clone();
+            let bytes = chunk.bytes.clone();
+            let checked = sink
+                .take_checked(range.start, bytes, check, written)
+                .await?;
+            Ok((chunk, checked))
+        }));
+    }
+
+    /// Returns what a chunk is checked by; `None` while the hop has not told.
+    fn check(&self, index: u32) -> Option<Check> {
+        let algorithm = self.take.transfer.digest.algorithm();
+        let before = match index.checked_sub(1) {
+            None => ChainValue::start(algorithm),
+            Some(last) => self.chain.get(last as usize)?.clone(),
+        };
+        let after = if index + 1 == self.chunks() {
+            None
+        } else {
+            Some(self.chain.get(index as usize)?.clone())
+        };
+        Some(Check { before, after })
+    }
+
+    async fn handle_checked(&mut self, chunk: Chunk, checked: Checked) -> Result<(), Halt> {
+        let Chunk { source, index, .. } = chunk;
+        let range = range(index, self.size);
+        let length = range.end - range.start;
+        let Take { transfer, sink, .. } = self.take;
+        match checked {
+            Checked::Wrong(whole) => {
+                tracing::warn!(peer.id = %source.short(), index, "a peer sent a wrong chunk");
+                self.take.neighbours.metrics.wrong_chunks.inc();
+                self.wrong.push((index, source));
+                self.wrong_whole = whole.or(self.wrong_whole);
+                self.reading = None;
+                self.received = None;
+                self.taking.handle_wrong(source);
+                return Ok(());
+            }
+            Checked::Right(Taken::Relayed(chunks)) => {
+                let advance = |state: &mut State, _| state.phase = Phase::Flowing;
+                let relayed = relay(transfer, range.start, chunks, advance).await;
+                relayed.map_err(Halt::Transfer)?;
+            }
+            Checked::Right(Taken::Written) => transfer.change(|state| {
+                state.written.insert(range);
+                state.phase = Phase::Flowing;
+                sink.publish_chain(&mut state.chain);
+            }),
+        }
+        let metrics = &self.take.neighbours.metrics;
+        metrics.received_bytes.inc_by(length);
+        self.taking.handle_chunk(index);
+        // Somebody else's chunk fits the chain, so it was the sender's fault.
+        for (_, sender) in self.wrong.extract_if(.., |(wrong, _)| *wrong == index) {
+            self.take.neighbours.distrust(sender);
+        }
+        Ok(())
+    }
+
+    fn handle_far(&mut self, position: u64) {
+        let index = u32::try_from(position / CHUNK_BYTES).unwrap_or(u32::MAX);
+        if self.taking.handle_wanted(index) {
+            self.reading = None;
+            self.received = None;
+            self.taking.handle_done();
+        }
+    }
+
+    /// Ends without the whole: nobody who was named can give the rest.
+    fn exhausted(self) -> Result<Ended, Halt> {
+        if self.wrong.is_empty() {
+            return Ok(Ended::PassedOver);
+        }
+        // Whatever it stated, nobody's bytes fit it.
+        self.take.neighbours.distrust(self.hop.peer);
+        match self.wrong_whole {
+            // Only the digest can tell that a whole chain is wrong, and then so is all that was
+            // taken by it.
+            Some(actual) if self.chunks() > 1 => Err(Halt::Transfer(PullError::Corrupt {
+                expected: self.take.transfer.digest,
+                actual,
+            })),
+            _ => Ok(Ended::PassedOver),
+        }
+    }
+}
+
+/// Returns the bytes of a chunk in the blob, half-open.
+fn range(index: u32, size: u64) -> std::ops::Range<u64> {
+    let start = u64::from(index) * CHUNK_BYTES;
+    start..(start + CHUNK_BYTES).min(size)
+}
+
+async fn next_event(
+    mut stream: ChunkStream,
+) -> (Option<ChunkStream>, Result<ChunkEvent, PeerError>) {
+    let event = stream.next().await;
+    (Some(stream), event)
+}
+
+async fn next_news(news: &mut Option<BlobStream>) -> Result<Option<BlobNews>, PeerError> {
+    match news {
+        Some(news) => news.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn resolve<F: Future + Unpin>(future: Option<&mut F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

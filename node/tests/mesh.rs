@@ -1,0 +1,223 @@
+//! Pulls through several nodes in one process: what the way over owner, home and holders promises.
+//!
+//! Real processes, real clients and the membership behind the views are tested in `cluster-tests`.
+
+#[path = "upstream/fake.rs"]
+#[expect(dead_code, reason = "shared with the tests of the upstream room")]
+mod fake;
+#[path = "mesh/mesh.rs"]
+mod mesh;
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use mesh::Mesh;
+use millrace::pull::{PullError, Source};
+use millrace::upstream::FetchError;
+use millrace_protocol::chunk::CHUNK_BYTES;
+
+/// Longer than any pull here takes on a busy machine.
+const PROMPT: Duration = Duration::from_secs(30);
+
+/// Bytes of a blob of `chunks` chunks, the last one short.
+fn noise(seed: u8, chunks: u64) -> Vec<u8> {
+    let length = chunks * CHUNK_BYTES - 12_345;
+    let mut state = u64::from(seed) + 1;
+    (0..length)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect()
+}
+
+async fn prompt<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PROMPT, future)
+        .await
+        .expect("nothing waits in a circle")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_leaves_the_upstream_once_however_many_nodes_ask() {
+    let mesh = Mesh::start(&["a"; 6]).await;
+    let bytes = noise(1, 5);
+    let digest = mesh.content.add(bytes.clone());
+    let pulls = mesh.nodes.iter().map(|node| node.pull(&digest));
+    for pulled in prompt(join_all(pulls)).await {
+        assert!(pulled.expect("pulled").0 == bytes);
+    }
+    assert_eq!(mesh.gets("/blobs/"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_has_is_never_asked_of_the_upstream_again() {
+    let mesh = Mesh::start(&["a", "a", "b", "b"]).await;
+    let bytes = noise(2, 2);
+    let digest = mesh.content.add(bytes.clone());
+    let order = mesh.by_walk(&digest);
+    let last = &mesh.nodes[order[3]];
+    assert!(prompt(last.pull(&digest)).await.expect("pulled").0 == bytes);
+    for node in &mesh.nodes {
+        prompt(node.settled()).await;
+    }
+    *mesh.content.broken.lock() = Some(503);
+    for index in &order[..3] {
+        let (pulled, source) = prompt(mesh.nodes[*index].pull(&digest))
+            .await
+            .expect("pulled");
+        assert!(pulled == bytes);
+        assert!(matches!(source, Source::Local | Source::Peer), "{source:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_take_each_other_for_the_home_do_not_wait_in_a_circle() {
+    let mesh = Mesh::strangers(&["a", "a"]).await;
+    let [one, other] = &mesh.nodes[..] else {
+        unreachable!("two nodes")
+    };
+    let bytes = noise(3, 3);
+    let digest = mesh.content.add(bytes.clone());
+    // Each believes that all keys belong to the other.
+    for (node, peer) in [(one, other), (other, one)] {
+        let mut me = node.member();
+        me.weight = 0;
+        node.members.set(vec![me, peer.member()]);
+    }
+    let pulls = [one.pull(&digest), other.pull(&digest)];
+    for pulled in prompt(join_all(pulls)).await {
+        assert!(pulled.expect("pulled").0 == bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_is_no_owner_is_found_while_the_upstream_is_away() {
+    let mesh = Mesh::strangers(&["a"; 4]).await;
+    let bytes = noise(4, 2);
+    let digest = mesh.content.add(bytes.clone());
+    let alone = &mesh.nodes[0];
+    assert!(prompt(alone.pull(&digest)).await.expect("pulled").0 == bytes);
+    *mesh.content.broken.lock() = Some(503);
+    let mut everybody: Vec<_> = mesh.nodes.iter().map(mesh::Node::member).collect();
+    everybody[0].weight = 0;
+    for node in &mesh.nodes {
+        node.members.set(everybody.clone());
+    }
+    let (pulled, source) = prompt(mesh.nodes[3].pull(&digest)).await.expect("pulled");
+    assert!(pulled == bytes);
+    assert_eq!(source, Source::Peer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_is_dead_is_passed_over() {
+    let mesh = Mesh::start(&["a"; 3]).await;
+    let bytes = noise(5, 1);
+    let digest = mesh.content.add(bytes.clone());
+    let order = mesh.by_walk(&digest);
+    mesh.nodes[order[0]].peers.close().await;
+    for index in &order[1..] {
+        assert!(
+            prompt(mesh.nodes[*index].pull(&digest))
+                .await
+                .expect("pulled")
+                .0
+                == bytes
+        );
+    }
+    assert_eq!(mesh.gets("/blobs/"), 1, "the second home took its place");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_the_home_is_final_where_the_credential_is_the_same() {
+    let mesh = Mesh::start(&["a"; 4]).await;
+    let digest = millrace_protocol::oci::Digest::of(
+        millrace_protocol::oci::Algorithm::Sha256,
+        b"nobody has this",
+    );
+    for node in &mesh.nodes {
+        let refused = prompt(node.pull(&digest)).await;
+        assert!(
+            matches!(refused, Err(PullError::Fetch(FetchError::NotFound { .. }))),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(mesh.gets("/blobs/"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_costs_a_fleet_one_head_and_one_get() {
+    let mesh = Mesh::start(&["a", "a", "b", "b"]).await;
+    let manifest = br#"{"schemaVersion":2,"layers":[]}"#.to_vec();
+    let digest = mesh.content.add(manifest.clone());
+    mesh.content.tag("v1", &digest);
+    let pulls = mesh.nodes.iter().map(|node| node.manifest("v1"));
+    for pulled in prompt(join_all(pulls)).await {
+        assert_eq!(pulled.expect("resolved"), manifest);
+    }
+    assert_eq!(mesh.heads("/manifests/v1"), 1);
+    let seen = mesh.upstream.seen("/manifests/");
+    assert_eq!(mesh.gets("/manifests/"), 1, "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_is_remembered_for_a_node_that_never_asked_while_the_upstream_is_away() {
+    let mesh = Mesh::start(&["a"; 4]).await;
+    let manifest = br#"{"schemaVersion":2,"layers":[]}"#.to_vec();
+    let digest = mesh.content.add(manifest.clone());
+    mesh.content.tag("v1", &digest);
+    prompt(mesh.nodes[0].manifest("v1"))
+        .await
+        .expect("resolved");
+    *mesh.content.broken.lock() = Some(503);
+    for node in &mesh.nodes[1..] {
+        assert_eq!(
+            prompt(node.manifest("v1")).await.expect("remembered"),
+            manifest
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_is_promised_only_with_its_blobs_in_the_cluster() {
+    let mesh = Mesh::start(&["a"; 3]).await;
+    let layer = noise(6, 1);
+    let layer_digest = mesh.content.add(layer.clone());
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"layers":[{{"mediaType":"x","digest":"{layer_digest}","size":1}}]}}"#
+    );
+    let digest = mesh.content.add(manifest.clone().into_bytes());
+    let reference = digest.to_string();
+    for node in &mesh.nodes {
+        prompt(node.manifest(&reference)).await.expect("fetched");
+    }
+    *mesh.content.broken.lock() = Some(503);
+    for node in &mesh.nodes {
+        // The first pull that fails tells the node that the upstream is away.
+        prompt(node.pull(&layer_digest))
+            .await
+            .expect_err("nobody has it");
+        let refused = prompt(node.manifest(&reference)).await;
+        assert!(
+            matches!(refused, Err(PullError::Incomplete { .. })),
+            "{refused:?}"
+        );
+    }
+    *mesh.content.broken.lock() = None;
+    prompt(async {
+        // The node asks the upstream again only after a while.
+        while mesh.nodes[0].pull(&layer_digest).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for node in &mesh.nodes {
+        prompt(node.settled()).await;
+    }
+    *mesh.content.broken.lock() = Some(503);
+    for node in &mesh.nodes {
+        let kept = prompt(node.manifest(&reference)).await.expect("promised");
+        assert_eq!(kept, manifest.as_bytes());
+    }
+}

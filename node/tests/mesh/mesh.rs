@@ -1,0 +1,270 @@
+//! Several nodes' pull rooms in one process, joined by real QUIC on loopback, before one fake
+//! upstream. The views are given by the test, so that they may differ and be wrong.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use millrace::cluster::{Identity, Member, Standing, View};
+use millrace::peer::{self, Members, Peers};
+use millrace::pull::{self, Origin, PullError, Puller, Source, Supplier};
+use millrace::store::{self, Store};
+use millrace::task::Tasks;
+use millrace::upstream::{self, Upstreams};
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::{Algorithm, Digest, Reference};
+use millrace_protocol::placement::Key;
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use super::fake::{Fake, Reply, Seen};
+
+/// Time that nodes have to answer each other.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the upstream has: by digest or tag.
+#[derive(Clone, Default)]
+pub(crate) struct Content {
+    blobs: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+    tags: Arc<Mutex<HashMap<String, String>>>,
+    /// Status of every answer while set.
+    pub(crate) broken: Arc<Mutex<Option<u16>>>,
+}
+
+impl Content {
+    pub(crate) fn add(&self, bytes: Vec<u8>) -> Digest {
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        self.blobs.lock().insert(digest.to_string(), bytes);
+        digest
+    }
+
+    pub(crate) fn tag(&self, tag: &str, digest: &Digest) {
+        self.tags.lock().insert(tag.to_owned(), digest.to_string());
+    }
+
+    fn answer(&self, seen: &Seen) -> Reply {
+        if let Some(status) = *self.broken.lock() {
+            return Reply::new(status, "");
+        }
+        let path = seen.target.split('?').next().unwrap_or_default();
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let tagged = self.tags.lock().get(name).cloned();
+        let digest = tagged.unwrap_or_else(|| name.to_owned());
+        let Some(bytes) = self.blobs.lock().get(&digest).cloned() else {
+            return Reply::new(404, "");
+        };
+        Reply::new(200, bytes)
+            .header("docker-content-digest", digest)
+            .header("content-type", "application/vnd.oci.image.manifest.v1+json")
+    }
+}
+
+/// The members that a test gives a node.
+#[derive(Debug)]
+pub(crate) struct Given {
+    view: Mutex<Arc<View>>,
+    number: watch::Sender<u64>,
+}
+
+impl Given {
+    fn alone(id: NodeId, zone: &str) -> Self {
+        Self {
+            view: Mutex::new(Arc::new(View::of(id, zone, Vec::new()))),
+            number: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn set(&self, members: Vec<Member>) {
+        let mut view = self.view.lock();
+        *view = Arc::new(View::of(view.me(), view.zone(), members));
+        drop(view);
+        self.number.send_modify(|number| *number += 1);
+    }
+}
+
+impl Members for Given {
+    fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.lock())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.number.subscribe()
+    }
+}
+
+/// A node without doors.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    zone: String,
+    address: SocketAddr,
+    pub(crate) members: Arc<Given>,
+    pub(crate) peers: Peers,
+    puller: Puller,
+    upstreams: Upstreams,
+    _folder: TempDir,
+}
+
+impl Node {
+    pub(crate) fn member(&self) -> Member {
+        Member {
+            id: self.id,
+            generation: 1,
+            zone: self.zone.clone(),
+            addresses: vec![self.address],
+            weight: 1,
+            version: "test".to_owned(),
+            wire_version: 1,
+            load: 0,
+            standing: Standing::Alive,
+        }
+    }
+
+    fn origin(&self, repository: &str) -> Origin {
+        Origin {
+            upstream: self.upstreams.find("corp").expect("configured"),
+            repository: repository.parse().expect("a name"),
+        }
+    }
+
+    /// Pulls a blob as a client would.
+    pub(crate) async fn pull(&self, digest: &Digest) -> Result<(Vec<u8>, Source), PullError> {
+        self.pull_from("team/app", digest).await
+    }
+
+    pub(crate) async fn pull_from(
+        &self,
+        repository: &str,
+        digest: &Digest,
+    ) -> Result<(Vec<u8>, Source), PullError> {
+        let origin = self.origin(repository);
+        let blob = self.puller.blob(&origin, digest).await?;
+        let source = blob.source();
+        let body = blob.read(0..u64::MAX).await?;
+        let bytes = body.collect().await?.to_bytes().to_vec();
+        Ok((bytes, source))
+    }
+
+    /// Waits until everything that was pulled is in the store.
+    pub(crate) async fn settled(&self) {
+        while !self.puller.status().transfers.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Pulls a manifest by tag or digest; returns its bytes.
+    pub(crate) async fn manifest(&self, reference: &str) -> Result<Vec<u8>, PullError> {
+        let reference: Reference = reference.parse().expect("a reference");
+        let origin = self.origin("team/app");
+        let answer = self.puller.manifest(&origin, &reference).await?;
+        Ok(answer.bytes.to_vec())
+    }
+}
+
+/// Nodes that know each other, and their upstream.
+pub(crate) struct Mesh {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) upstream: Fake,
+    pub(crate) content: Content,
+}
+
+impl Mesh {
+    /// Starts a node in each of these zones, with the same upstream `corp`.
+    pub(crate) async fn start(zones: &[&str]) -> Self {
+        let mesh = Self::strangers(zones).await;
+        let everybody: Vec<Member> = mesh.nodes.iter().map(Node::member).collect();
+        for node in &mesh.nodes {
+            node.members.set(everybody.clone());
+        }
+        mesh
+    }
+
+    /// As [`Mesh::start`], but nobody knows anybody yet.
+    pub(crate) async fn strangers(zones: &[&str]) -> Self {
+        install_provider();
+        let content = Content::default();
+        let answers = content.clone();
+        let upstream = Fake::start(move |seen| answers.answer(seen)).await;
+        let mut nodes = Vec::new();
+        for zone in zones {
+            nodes.push(node(zone, &upstream.url()).await);
+        }
+        Self {
+            nodes,
+            upstream,
+            content,
+        }
+    }
+
+    /// Returns the indices of the nodes: the home of a digest first, the others behind it.
+    pub(crate) fn by_walk(&self, digest: &Digest) -> Vec<usize> {
+        let view = self.nodes[0].members.view();
+        let home = view.homes(Key::of_digest(digest)).next().expect("members");
+        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
+        order.sort_by_key(|index| self.nodes[*index].id != home);
+        order
+    }
+
+    /// Returns how many bodies the upstream was asked for whose target contains `part`.
+    pub(crate) fn gets(&self, part: &str) -> usize {
+        let seen = self.upstream.seen(part);
+        seen.iter().filter(|seen| seen.method == "GET").count()
+    }
+
+    pub(crate) fn heads(&self, part: &str) -> usize {
+        let seen = self.upstream.seen(part);
+        seen.iter().filter(|seen| seen.method == "HEAD").count()
+    }
+}
+
+fn install_provider() {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .expect("the first provider");
+    });
+}
+
+async fn node(zone: &str, upstream: &str) -> Node {
+    let (tasks, folder) = (Tasks::default(), TempDir::new().expect("a folder"));
+    let identity = Identity::open(folder.path()).expect("an identity");
+    let entries = serde_saphyr::from_str(&format!("corp: {{url: '{upstream}'}}"));
+    let config = upstream::Config::with_builtins(entries.expect("valid YAML"), None);
+    let upstreams = Upstreams::new(&config.expect("valid"), &tasks).expect("sets up");
+    let store = store::Config {
+        root: folder.path().join("store"),
+        max_size: Some(256 * 1024 * 1024),
+        min_free: Some(0),
+    };
+    let store = Store::open(&store, &tasks).await.expect("opens");
+    let members = Arc::new(Given::alone(identity.id(), zone));
+    let config = peer::Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        // A busy machine must not look like a dead peer.
+        connect_patience: PATIENCE,
+        silence: PATIENCE,
+        ..peer::Config::default()
+    };
+    let peers = Peers::bind(&config, &identity, members.clone(), &tasks).expect("binds");
+    let cluster: Arc<dyn Members> = members.clone();
+    let neighbours = Some((cluster, peers.clone()));
+    let config = pull::Config {
+        holds_patience: PATIENCE,
+        ..pull::Config::default()
+    };
+    let puller = Puller::new(config, store, neighbours, &tasks);
+    peers.serve(Arc::new(Supplier::new(puller.clone(), upstreams.clone())));
+    Node {
+        id: identity.id(),
+        zone: zone.to_owned(),
+        address: peers.local_address().expect("bound"),
+        members,
+        peers,
+        puller,
+        upstreams,
+        _folder: folder,
+    }
+}
