@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -34,6 +35,10 @@ use super::transfer::{Phase, State, Supply, Transfer};
 /// Chunks that one take holds in memory at most: one that arrives, one that waits, one that is
 /// written.
 const CHUNKS_IN_MEMORY: u32 = 3;
+
+/// How long a source that is alive may bring no chunk and not say either that it has none yet:
+/// longer than it waits itself before it says so.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// What a blob is taken with.
 #[derive(Clone, Copy)]
@@ -68,10 +73,15 @@ impl Take<'_> {
         hop: Hop,
         far: &mut mpsc::Receiver<u64>,
     ) -> Result<Ended, Halt> {
-        tokio::select! {
-            ended = self.open(hop, far) => ended,
-            () = self.transfer.raised_above(self.rank) => Ok(Ended::Raised),
+        let ended = tokio::select! {
+            ended = self.open(hop, far) => ended?,
+            () = self.transfer.raised_above(self.rank) => Ended::Raised,
+        };
+        if !matches!(ended, Ended::Complete) {
+            // Nobody has been told the size that the hop stated, and others may know better.
+            self.transfer.change(State::forget_if_empty);
         }
+        Ok(ended)
     }
 
     async fn open(self, hop: Hop, far: &mut mpsc::Receiver<u64>) -> Result<Ended, Halt> {
@@ -158,6 +168,8 @@ struct Session<'a> {
     /// The chain as the hop states it, from the first chunk on.
     chain: Vec<ChainValue>,
     reading: Option<Reading>,
+    /// When the source was asked, or last brought a chunk.
+    heard: Instant,
     /// A chunk that waits for its check value, or for the write before it.
     received: Option<Chunk>,
     writing: Option<Writing<'a>>,
@@ -187,6 +199,7 @@ impl<'a> Session<'a> {
             taking,
             chain: Vec::new(),
             reading: None,
+            heard: Instant::now(),
             received: None,
             writing: None,
             wrong: Vec::new(),
@@ -234,6 +247,13 @@ impl<'a> Session<'a> {
                 }
                 Some(position) = far.recv() => self.handle_far(position),
                 () = sleep_until(due.map(|due| self.began + due)), if due.is_some() => {}
+                () = tokio::time::sleep_until(self.heard + STALLED), if self.is_waiting() => {
+                    if self.taking.reading() == Some(self.hop.peer) {
+                        return Ok(Ended::PassedOver);
+                    }
+                    self.reading = None;
+                    self.taking.handle_failed(self.began.elapsed());
+                }
             }
         }
     }
@@ -246,6 +266,11 @@ impl<'a> Session<'a> {
             return Step::Wait(None);
         }
         self.taking.poll(self.began.elapsed())
+    }
+
+    /// Whether the next chunk is waited for, and for nothing else.
+    fn is_waiting(&self) -> bool {
+        self.reading.is_some() && self.received.is_none() && self.writing.is_none()
     }
 
     fn chunks(&self) -> u32 {
@@ -311,6 +336,7 @@ impl<'a> Session<'a> {
             }
         };
         self.reading = Some(reading.boxed());
+        self.heard = Instant::now();
     }
 
     fn handle_event(&mut self, stream: Option<ChunkStream>, event: Result<ChunkEvent, PeerError>) {
@@ -320,6 +346,7 @@ impl<'a> Session<'a> {
         let now = self.began.elapsed();
         match event {
             Ok(ChunkEvent::Chunk { index, bytes }) => {
+                self.heard = Instant::now();
                 self.received = Some(Chunk {
                     source,
                     index,

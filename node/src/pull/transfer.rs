@@ -278,6 +278,14 @@ impl State {
         self.segments.limit(size);
     }
 
+    /// Forgets what was stated of a blob of which no byte is here.
+    pub(super) fn forget_if_empty(&mut self) {
+        if self.written.is_empty() && self.window.is_none() {
+            self.size = None;
+            self.provenance.clear();
+        }
+    }
+
     /// Whether the blob is only relayed and its window does not serve a reader at `position`.
     pub(super) fn is_out_of_window(&self, position: u64) -> bool {
         let window = self.window.as_ref();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use millrace::cluster::{Identity, Member, Standing, View};
-use millrace::peer::{self, Members, Peers};
+use millrace::peer::{self, Handler, Members, Peers};
 use millrace::pull::{self, Origin, PullError, Puller, Source, Supplier};
 use millrace::store::{self, Store};
 use millrace::task::Tasks;
@@ -109,17 +109,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn member(&self) -> Member {
-        Member {
-            id: self.id,
-            generation: 1,
-            zone: self.zone.clone(),
-            addresses: vec![self.address],
-            weight: 1,
-            version: "test".to_owned(),
-            wire_version: 1,
-            load: 0,
-            standing: Standing::Alive,
-        }
+        member(self.id, &self.zone, self.address)
     }
 
     fn origin(&self, repository: &str) -> Origin {
@@ -198,6 +188,29 @@ impl Mesh {
         }
     }
 
+    /// Adds a node that answers as `handler` says, and makes it the home of everything.
+    pub(crate) fn add_home(&self, handler: Arc<dyn Handler>) -> Peers {
+        let folder = TempDir::new().expect("a folder");
+        let identity = Identity::open(folder.path()).expect("an identity");
+        let members = Arc::new(Given::alone(identity.id(), "a"));
+        let tasks = Tasks::default();
+        let peers = Peers::bind(&patient(), &identity, members.clone(), &tasks).expect("binds");
+        peers.serve(handler);
+        let address = peers.local_address().expect("bound");
+        let mut everybody: Vec<Member> = self.nodes.iter().map(Node::member).collect();
+        everybody.iter_mut().for_each(|member| member.weight = 0);
+        everybody.push(member(identity.id(), "a", address));
+        for given in self
+            .nodes
+            .iter()
+            .map(|node| &node.members)
+            .chain([&members])
+        {
+            given.set(everybody.clone());
+        }
+        peers
+    }
+
     /// Returns the indices of the nodes: the home of a digest first, the others behind it.
     pub(crate) fn by_walk(&self, digest: &Digest) -> Vec<usize> {
         let view = self.nodes[0].members.view();
@@ -228,6 +241,30 @@ fn install_provider() {
     });
 }
 
+fn member(id: NodeId, zone: &str, address: SocketAddr) -> Member {
+    Member {
+        id,
+        generation: 1,
+        zone: zone.to_owned(),
+        addresses: vec![address],
+        weight: 1,
+        version: "test".to_owned(),
+        wire_version: 1,
+        load: 0,
+        standing: Standing::Alive,
+    }
+}
+
+/// A busy machine must not look like a dead peer.
+fn patient() -> peer::Config {
+    peer::Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        connect_patience: PATIENCE,
+        silence: PATIENCE,
+        ..peer::Config::default()
+    }
+}
+
 async fn node(zone: &str, upstream: &str) -> Node {
     let (tasks, folder) = (Tasks::default(), TempDir::new().expect("a folder"));
     let identity = Identity::open(folder.path()).expect("an identity");
@@ -241,14 +278,7 @@ async fn node(zone: &str, upstream: &str) -> Node {
     };
     let store = Store::open(&store, &tasks).await.expect("opens");
     let members = Arc::new(Given::alone(identity.id(), zone));
-    let config = peer::Config {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        // A busy machine must not look like a dead peer.
-        connect_patience: PATIENCE,
-        silence: PATIENCE,
-        ..peer::Config::default()
-    };
-    let peers = Peers::bind(&config, &identity, members.clone(), &tasks).expect("binds");
+    let peers = Peers::bind(&patient(), &identity, members.clone(), &tasks).expect("binds");
     let cluster: Arc<dyn Members> = members.clone();
     let neighbours = Some((cluster, peers.clone()));
     let config = pull::Config {

@@ -25,7 +25,7 @@ use super::takers::Slot;
 /// How long the next chunk is waited for before the reader is told to look elsewhere. It covers
 /// the time that the first chunk needs to the end of a chain over slow links; a reader that left
 /// its place earlier would make one link carry the blob twice.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Sends the chunks that are asked for, as far as they come.
 pub(super) fn read(

@@ -1,0 +1,105 @@
+//! A peer that speaks the protocol and lies about content.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
+use millrace::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
+use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainHasher, ChainValue};
+use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::Algorithm;
+use millrace_protocol::wire::message::{
+    AskHolds, AskManifest, BlobNews, Holding, OpenBlob, ReadChunks, RecallTag, Refusal, ResolveTag,
+};
+
+/// Claims to have every blob.
+#[derive(Debug)]
+pub(crate) struct Liar {
+    /// What it sends.
+    pub(crate) sent: Vec<u8>,
+    /// What it computes its chain from.
+    pub(crate) chained: Vec<u8>,
+    /// The size that it states.
+    pub(crate) size: u64,
+    /// Whether it sends nothing at all.
+    pub(crate) mute: bool,
+}
+
+impl Liar {
+    pub(crate) fn honest(bytes: &[u8]) -> Self {
+        Self {
+            sent: bytes.to_vec(),
+            chained: bytes.to_vec(),
+            size: bytes.len() as u64,
+            mute: false,
+        }
+    }
+
+    fn chain(&self) -> Vec<ChainValue> {
+        let mut values = Vec::new();
+        ChainHasher::new(Algorithm::Sha256).update(&self.chained, |value| values.push(value));
+        let wanted = usize::try_from(chunk::count(self.size)).expect("small") - 1;
+        values.resize(wanted, ChainValue::start(Algorithm::Sha256));
+        values
+    }
+
+    fn chunk(&self, index: u32) -> ChunkEvent {
+        let start = u64::from(index) * CHUNK_BYTES;
+        let end = (start + CHUNK_BYTES).min(self.size);
+        let mut bytes = self.sent.clone();
+        bytes.resize(usize::try_from(self.size).expect("small"), 0);
+        let (start, end) = (usize::try_from(start), usize::try_from(end));
+        let bytes = bytes[start.expect("small")..end.expect("small")].to_vec();
+        ChunkEvent::Chunk {
+            index,
+            bytes: vec![Bytes::from(bytes)],
+        }
+    }
+}
+
+impl Handler for Liar {
+    fn open(&self, _: NodeId, _: OpenBlob) -> BoxStream<'static, Result<BlobNews, Refusal>> {
+        let opened = BlobNews::Opened {
+            size: self.size,
+            provenance: Vec::new(),
+            sources: Vec::new(),
+        };
+        let mut news = vec![Ok(opened)];
+        let values = self.chain();
+        if !values.is_empty() {
+            news.push(Ok(BlobNews::Chain { first: 0, values }));
+        }
+        stream::iter(news).chain(stream::pending()).boxed()
+    }
+
+    fn read(&self, _: NodeId, question: ReadChunks) -> BoxStream<'static, ChunkEvent> {
+        if self.mute {
+            return stream::pending().boxed();
+        }
+        let chunks = question.first..question.first + question.count;
+        let events: Vec<_> = chunks.map(|index| self.chunk(index)).collect();
+        stream::iter(events)
+            .chain(stream::once(async { ChunkEvent::Done }))
+            .boxed()
+    }
+
+    fn manifest(
+        &self,
+        _: NodeId,
+        _: AskManifest,
+    ) -> BoxFuture<'static, Result<PeerManifest, Refusal>> {
+        async { Err(Refusal::Absent) }.boxed()
+    }
+
+    fn resolve(&self, _: NodeId, _: ResolveTag) -> BoxFuture<'static, Result<PeerTag, Refusal>> {
+        async { Err(Refusal::Unable) }.boxed()
+    }
+
+    fn recall(&self, _: NodeId, _: RecallTag) -> BoxFuture<'static, Option<PeerTag>> {
+        async { None }.boxed()
+    }
+
+    fn holds(&self, _: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
+        async move { vec![Holding::No; question.digests.len()] }.boxed()
+    }
+}
