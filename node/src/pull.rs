@@ -26,6 +26,7 @@ mod metrics;
 mod negative;
 mod neighbours;
 mod origin;
+mod pending;
 mod policy;
 mod promise;
 mod rank;

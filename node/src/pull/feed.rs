@@ -14,6 +14,7 @@ use crate::upstream::{BlobBody, Defect, FetchError, Retry, Subject};
 use super::error::PullError;
 use super::fill::Halt;
 use super::origin::Origin;
+use super::pending::{resolve, sleep_until};
 use super::relay::relay;
 use super::segment::SegmentId;
 use super::sink::{Sink, Taken};
@@ -313,19 +314,5 @@ impl Batches<'_> {
                 Ok(())
             }
         }
-    }
-}
-
-async fn resolve<F: Future + Unpin>(future: Option<&mut F>) -> F::Output {
-    match future {
-        Some(future) => future.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }
