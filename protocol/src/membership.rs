@@ -167,6 +167,11 @@ impl Membership {
         self.members.iter().map(|(id, member)| (*id, member))
     }
 
+    /// Returns the member of this name; never this node.
+    pub fn member(&self, id: &NodeId) -> Option<&Member> {
+        self.members.get(id)
+    }
+
     /// Returns whom to tell others about: members first, at most [`MAX_CONTACTS_TOLD`].
     pub fn contacts(&self) -> Vec<Contact> {
         let member = |id: &NodeId| self.members.contains_key(id);
@@ -189,6 +194,19 @@ impl Membership {
         known
             .last
             .map(|(generation, _)| (generation, known.instance))
+    }
+
+    /// Returns everybody who is kept out, by this node or by another.
+    pub fn denied(&self) -> &BTreeSet<NodeId> {
+        &self.denied
+    }
+
+    /// Whether everybody whom this node has heard of was either heard or tried in vain.
+    pub fn is_settled(&self) -> bool {
+        let known = self.acquaintances.iter();
+        known
+            .filter(|(id, _)| !self.denied.contains(id))
+            .all(|(_, known)| known.is_tried())
     }
 
     /// Whether a node is kept out.

@@ -121,6 +121,11 @@ impl Acquaintance {
         due && !self.left
     }
 
+    /// Whether it was heard, or tried in vain, or cannot be tried.
+    pub(super) fn is_tried(&self) -> bool {
+        self.last.is_some() || self.failures > 0 || self.addresses.is_empty()
+    }
+
     /// Whether it has been away for so long that nobody expects it back.
     pub(super) fn is_forgotten(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.seen) >= FORGET_AFTER

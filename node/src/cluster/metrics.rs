@@ -1,0 +1,100 @@
+//! What the cluster counts.
+
+use millrace_protocol::membership::Heard;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The metrics of this room; clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Metrics {
+    members: Family<StandingLabel, Gauge>,
+    pub(super) connections: Gauge,
+    pub(super) views: Counter,
+    announcements: Family<OutcomeLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
+}
+
+/// Why somebody was not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Refused {
+    Secret,
+    Denied,
+    Identity,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: Refused,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StandingLabel {
+    standing: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+impl Metrics {
+    /// Notes how many members are alive, this node among them, and how many are suspect.
+    pub(super) fn members(&self, alive: usize, suspect: usize) {
+        for (standing, count) in [("alive", alive), ("suspect", suspect)] {
+            let label = StandingLabel { standing };
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.members.get_or_create(&label).set(count);
+        }
+    }
+
+    /// Counts what became of an announcement.
+    pub(super) fn heard(&self, heard: Heard) {
+        let outcome = match heard {
+            Heard::Fresh => "fresh",
+            Heard::Stale => "stale",
+            Heard::Denied => "denied",
+            Heard::Invalid(_) => "invalid",
+            Heard::Full => "full",
+            Heard::Duplicate => "duplicate",
+        };
+        self.announcements
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
+    }
+
+    /// Counts somebody who was not let in.
+    pub(super) fn refused(&self, reason: Refused) {
+        self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "millrace_cluster_members",
+            "Members of the cluster as this node sees it, itself among them",
+            self.members.clone(),
+        );
+        registry.register(
+            "millrace_cluster_connections",
+            "Nodes that this node is connected to",
+            self.connections.clone(),
+        );
+        registry.register(
+            "millrace_cluster_views",
+            "Times that the members, or what matters of them, have changed",
+            self.views.clone(),
+        );
+        registry.register(
+            "millrace_cluster_announcements",
+            "Announcements of other nodes that arrived",
+            self.announcements.clone(),
+        );
+        registry.register(
+            "millrace_cluster_refused",
+            "Connections that were not let in",
+            self.refused.clone(),
+        );
+    }
+}
