@@ -16,7 +16,7 @@ use http::{HeaderValue, StatusCode, Uri, header};
 use serde::Serialize;
 
 use crate::telemetry::Metrics;
-use crate::{pull, store, upstream};
+use crate::{cluster, peer, pull, store, upstream};
 
 mod readiness;
 mod text;
@@ -51,6 +51,10 @@ pub struct NodeStatus {
     pub pull: Option<pull::Status>,
     /// The upstreams, in order of their names.
     pub upstreams: Vec<upstream::Status>,
+    /// The other nodes; absent where there is no cluster.
+    pub cluster: Option<cluster::Status>,
+    /// The exchange with them.
+    pub peers: Option<peer::Status>,
 }
 
 /// An address on which the node listens.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cluster;
 use crate::config::{Config, ListenAddr, Loaded};
 
 /// Status for a mistake in the arguments or the configuration; clap uses the same.
@@ -38,6 +39,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Ask the node on this host how it is
     Status(StatusArgs),
+    /// Make a secret for a cluster and print it
+    Secret,
 }
 
 /// Arguments of `serve`.
@@ -130,6 +133,17 @@ pub fn status(args: &StatusArgs) -> ExitCode {
     }
 }
 
+/// Runs `secret`.
+pub fn secret() -> ExitCode {
+    match cluster::fresh_secret() {
+        Ok(secret) => print(&format!("{secret}\n")),
+        Err(_) => {
+            complain(&"the system gives no random numbers");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Why there is no status.
 #[derive(Debug, thiserror::Error)]
 enum AskError {
@@ -199,6 +213,7 @@ fn summary(file: Option<&Path>, loaded: &Loaded) -> String {
     lines.push(format!("debug      {debug} ({})", reach(debug)));
     let root = config.storage.rootdirectory.display();
     lines.push(format!("data       {root}"));
+    lines.extend(cluster_line(&config.cluster));
     for (name, upstream) in &config.upstreams.upstreams {
         let mut line = format!("upstream   {name}");
         if let Some(url) = &upstream.url {
@@ -217,6 +232,19 @@ fn summary(file: Option<&Path>, loaded: &Loaded) -> String {
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// What a node would be in a cluster; nothing if there is none.
+fn cluster_line(config: &cluster::Config) -> Option<String> {
+    let join: Vec<String> = config.join.iter().map(ToString::to_string).collect();
+    let join = match join.is_empty() {
+        true => "waits to be joined".to_owned(),
+        false => format!("joins {}", join.join(", ")),
+    };
+    let (listen, zone) = (config.listen_address(), &config.zone);
+    config
+        .is_enabled()
+        .then(|| format!("cluster    {listen}, zone {zone}, {join}"))
 }
 
 /// Prints to standard output; a reader that went away is no failure of ours.

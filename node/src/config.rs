@@ -7,7 +7,7 @@
 //!
 //! The steps are files: `tree` parses, `env` overrides, `proxy` moves the registry's spellings,
 //! `schema` knows the keys, `reader` reads the structs of `http`, `storage`, `cache`, `log` and of
-//! the room `upstream`. Apart from the environment handed in, nothing is read here: no password
+//! the rooms `upstream` and `cluster`. Apart from the environment handed in, nothing is read here: no password
 //! file, no certificate, no address.
 
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::cluster;
 use crate::upstream::{self, TagPolicy, TagRule, UpstreamConfig};
 
 mod cache;
@@ -50,6 +51,8 @@ pub struct Config {
     pub upstreams: upstream::Config,
     /// What is kept and for how long.
     pub cache: CacheConfig,
+    /// The other nodes, if any.
+    pub cluster: cluster::Config,
     /// The log.
     pub log: LogConfig,
 }
@@ -62,6 +65,7 @@ impl Default for Config {
             upstreams: upstream::Config::with_builtins(BTreeMap::new(), None)
                 .expect("the built-in upstreams do not contradict each other"),
             cache: CacheConfig::default(),
+            cluster: cluster::Config::default(),
             log: LogConfig::default(),
         }
     }
@@ -192,9 +196,13 @@ impl Reading<'_> {
             },
             upstreams: upstreams.unwrap_or_else(|| Config::default().upstreams),
             cache,
+            cluster: self.section(&tree, "cluster"),
             log: self.section(&tree, "log"),
         };
         self.check_cache(&tree, &config.cache);
+        if let Err((key, error)) = config.cluster.check() {
+            self.mistake(&tree, &format!("cluster.{key}"), Problem::Cluster(error));
+        }
         for (name, upstream) in &config.upstreams.upstreams {
             let path = format!("upstreams.{name}.tags");
             self.check_rules(&tree, &path, &upstream.tags);

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve(&arguments),
         Command::Check(arguments) => cli::check(&arguments),
         Command::Status(arguments) => cli::status(&arguments),
+        Command::Secret => cli::secret(),
     }
 }
 

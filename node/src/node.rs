@@ -12,7 +12,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Listener, NodeStatus, Readiness, StatusSource};
+use crate::cluster::{self, IdentityError};
 use crate::config::{CacheConfig, Config, ListenAddr};
+use crate::peer::BindError;
 use crate::pull::{self, Puller};
 use crate::registry::{self, Registry};
 use crate::store::{self, Store, StoreError};
@@ -20,17 +22,23 @@ use crate::task::Tasks;
 use crate::telemetry::Metrics;
 use crate::upstream::{SetupError, Upstreams};
 
+mod neighbourhood;
+
+use neighbourhood::Neighbourhood;
+
 /// Time that background work gets to stop after the last client was served.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the operators' door waits for until the node is ready.
 const OPENING_STORE: &str = "the store";
+const FINDING_OTHERS: &str = "the cluster";
 
 /// A running node.
 #[derive(Debug)]
 pub struct Node {
     tasks: Tasks,
     readiness: Readiness,
+    neighbourhood: Option<Neighbourhood>,
     door: registry::Running,
     admin_stop: CancellationToken,
 }
@@ -51,6 +59,15 @@ pub enum StartError {
     /// The data folder cannot be used.
     #[error("cannot open the store")]
     Store(#[from] StoreError),
+    /// The node has no identity.
+    #[error("no identity")]
+    Identity(#[from] IdentityError),
+    /// The node cannot take part in the cluster.
+    #[error("cannot take part in a cluster")]
+    Cluster(#[from] cluster::StartError),
+    /// Content cannot be exchanged with other nodes.
+    #[error("cannot exchange content with other nodes")]
+    Peers(#[from] BindError),
     /// The upstreams cannot be set up.
     #[error("cannot set up the upstreams")]
     Upstreams(#[from] SetupError),
@@ -71,7 +88,9 @@ impl Node {
         let tasks = Tasks::default();
         let upstreams = Upstreams::new(&config.upstreams, &tasks)?;
         let store = Store::open(&store_config(&config), &tasks).await?;
-        let puller = Puller::new(pull_config(&config), store.clone(), None, &tasks);
+        let neighbourhood = Neighbourhood::join(&config, &tasks)?;
+        let ways = neighbourhood.as_ref().map(Neighbourhood::ways);
+        let puller = Puller::new(pull_config(&config), store.clone(), ways, &tasks);
         let registry = Registry::new(registry_config(&config), puller.clone(), upstreams.clone());
 
         let metrics = Metrics::new(|metrics| {
@@ -79,30 +98,39 @@ impl Node {
             upstreams.register_metrics(metrics);
             puller.register_metrics(metrics);
             registry.register_metrics(metrics);
+            if let Some(neighbourhood) = &neighbourhood {
+                neighbourhood.register_metrics(metrics);
+            }
         });
-        let readiness = Readiness::starting([OPENING_STORE]);
+        let readiness = Readiness::starting([OPENING_STORE, FINDING_OTHERS]);
         let prometheus = config.http.debug.prometheus;
         let admin = Admin {
             source: Arc::new(Sources {
                 started: SystemTime::now(),
                 listeners: listeners.clone(),
                 store,
-                puller,
-                upstreams,
+                puller: puller.clone(),
+                upstreams: upstreams.clone(),
+                neighbourhood: neighbourhood.clone(),
             }),
             readiness: readiness.clone(),
             metrics: prometheus.enabled.then_some((prometheus.path, metrics)),
         };
         let admin_stop = CancellationToken::new();
         serve_admin(&tasks, debug, admin, admin_stop.clone());
-        let door = registry.serve(vec![clients]);
         readiness.done(OPENING_STORE);
+        if let Some(neighbourhood) = &neighbourhood {
+            neighbourhood.open(&puller, &upstreams).await;
+        }
+        let door = registry.serve(vec![clients]);
+        readiness.done(FINDING_OTHERS);
         for listener in &listeners {
             tracing::info!(address = %listener.address, "listening for {}", listener.name);
         }
         Ok(Self {
             tasks,
             readiness,
+            neighbourhood,
             door,
             admin_stop,
         })
@@ -114,7 +142,13 @@ impl Node {
     /// Not to be cancelled, except to end the process.
     pub async fn drain(self) {
         self.readiness.drain();
+        if let Some(neighbourhood) = &self.neighbourhood {
+            neighbourhood.cluster.leave().await;
+        }
         self.door.drain().await;
+        if let Some(neighbourhood) = &self.neighbourhood {
+            neighbourhood.peers.close().await;
+        }
         self.admin_stop.cancel();
         let left = self.tasks.stop(STOP_PATIENCE).await;
         if left > 0 {
@@ -206,10 +240,12 @@ struct Sources {
     store: Store,
     puller: Puller,
     upstreams: Upstreams,
+    neighbourhood: Option<Neighbourhood>,
 }
 
 impl StatusSource for Sources {
     fn status(&self) -> NodeStatus {
+        let neighbourhood = self.neighbourhood.as_ref();
         NodeStatus {
             version: env!("CARGO_PKG_VERSION"),
             started: self.started,
@@ -218,6 +254,8 @@ impl StatusSource for Sources {
             store: Some(self.store.status()),
             pull: Some(self.puller.status()),
             upstreams: self.upstreams.status(),
+            cluster: neighbourhood.map(|part| part.cluster.status()),
+            peers: neighbourhood.map(|part| part.peers.status()),
         }
     }
 }

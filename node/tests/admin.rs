@@ -64,6 +64,8 @@ fn fresh() -> NodeStatus {
         store: None,
         pull: None,
         upstreams: Vec::new(),
+        cluster: None,
+        peers: None,
     }
 }
 

@@ -15,7 +15,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "admin",
-        &["pull", "upstream", "store", "telemetry", "task", "units"],
+        &[
+            "pull",
+            "upstream",
+            "peer",
+            "cluster",
+            "store",
+            "telemetry",
+            "task",
+            "units",
+        ],
     ),
     (
         "pull",
@@ -34,7 +43,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("store", &["telemetry", "task", "units"]),
     ("cluster", &["telemetry", "task", "units"]),
     // The sum of the rooms' settings: it knows their types and nothing else of them.
-    ("config", &["registry", "upstream", "telemetry", "units"]),
+    (
+        "config",
+        &["registry", "upstream", "cluster", "telemetry", "units"],
+    ),
     ("telemetry", &[]),
     ("task", &[]),
     ("units", &[]),

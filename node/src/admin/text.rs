@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::Report;
+use crate::cluster::{self, MemberStatus, Standing, State};
+use crate::peer::PeerStatus;
 use crate::pull::TransferStatus;
 use crate::store;
 use crate::upstream::{self, BreakerState, EndpointStatus};
@@ -40,6 +42,12 @@ pub(super) fn render(report: &Report) -> String {
     }
     if let Some(store) = &node.store {
         render_store(&mut page, store);
+    }
+    if let Some(cluster) = &node.cluster {
+        render_cluster(&mut page, cluster);
+    }
+    if let Some(peers) = &node.peers {
+        render_unreachable(&mut page, &peers.peers);
     }
     if let Some(pull) = &node.pull {
         render_transfers(&mut page, &pull.transfers);
@@ -116,6 +124,79 @@ fn render_store(page: &mut Page, store: &store::Status) {
     if !store.index_ready {
         page.line("           the index is being read; content is served meanwhile");
     }
+}
+
+fn render_cluster(page: &mut Page, cluster: &cluster::Status) {
+    page.line("");
+    let standing = |member: &&MemberStatus| member.standing == Standing::Suspect;
+    let suspects = cluster.members.iter().filter(standing).count();
+    let suspects = match suspects {
+        0 => String::new(),
+        count => format!(", {count} SUSPECT"),
+    };
+    page.line(format!(
+        "cluster    {} members{suspects}; this node is {} in zone {} at {}",
+        cluster.members.len(),
+        cluster.id.short(),
+        cluster.zone,
+        cluster.listen,
+    ));
+    match cluster.state {
+        State::Running => {}
+        State::Left => page.line("           it has left"),
+        State::Duplicate => {
+            page.line("           IT TAKES NO PART: another node uses its identity, see the log")
+        }
+    }
+    for member in &cluster.members {
+        page.line(member_line(member));
+    }
+    for join in &cluster.join {
+        if let Some(error) = &join.error {
+            page.line(format!("           cannot join {}: {error}", join.address));
+        }
+    }
+    for denied in &cluster.denied {
+        page.line(format!("           {} is kept out", denied.short()));
+    }
+}
+
+/// Names the peers whose content cannot be reached, for example because UDP is blocked.
+fn render_unreachable(page: &mut Page, peers: &[PeerStatus]) {
+    for peer in peers {
+        if let Some(unreachable) = &peer.unreachable {
+            let since = time(unreachable.since_seconds);
+            let (id, reason) = (peer.id.short(), &unreachable.reason);
+            page.line(format!(
+                "           NO CONTENT FROM {id} for {since}: {reason}"
+            ));
+        }
+    }
+}
+
+fn member_line(member: &MemberStatus) -> String {
+    let address = member.addresses.first();
+    let address = address.map_or_else(|| "no address yet".to_owned(), ToString::to_string);
+    let mut line = format!(
+        "  {} {:<21} {:<10} {:>5.1} %",
+        member.id.short(),
+        address,
+        member.zone,
+        member.share * 100.0,
+    );
+    if let Some(suspicion) = member.suspicion {
+        line.push_str(&format!(
+            ", SUSPECT: {suspicion} for {}",
+            time(member.silent.as_secs())
+        ));
+    }
+    if !member.connected {
+        line.push_str(", not connected");
+    }
+    if !member.agrees {
+        line.push_str(", sees other members");
+    }
+    line
 }
 
 fn render_transfers(page: &mut Page, transfers: &[TransferStatus]) {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::tree::Origin;
+use crate::cluster::InvalidConfig;
 use crate::upstream::config::Problem as UpstreamProblem;
 
 /// Everything that is wrong with a configuration; printed one mistake a line, in order of lines.
@@ -179,6 +180,9 @@ pub enum Problem {
     /// The settings of upstreams do not fit together.
     #[error(transparent)]
     Upstream(#[from] UpstreamProblem),
+    /// A setting of the cluster makes no sense.
+    #[error(transparent)]
+    Cluster(#[from] InvalidConfig),
     /// Two keys say the same thing.
     #[error("{other} sets this as well; keep one of them")]
     Twice {

@@ -103,7 +103,6 @@ const TLS: &str = "put a proxy that terminates TLS in front, or serve on a loopb
 const AUTH: &str = "put a proxy that authenticates in front, or serve on a loopback address, \
                     and take auth away";
 const MIDDLEWARE: &str = "take middleware away; content is always served from this node's disk";
-const CLUSTER: &str = "this version runs as a single node; take cluster away";
 const LOCAL: &str = "this version has one listener; use http.addr";
 const ACCESS: &str = "every client that reaches the listener may read; take access away";
 const NET: &str = "only tcp listeners are there; take http.net away and set http.addr";
@@ -294,5 +293,15 @@ pub(in crate::config) const KEYS: &[Key] = &[
     own("cache.tags[].match", Value),
     own("cache.tags[].policy", Value),
     own("cache.tags[].ttl", Value),
-    own("cluster", Refused(CLUSTER)),
+    own("cluster", Section),
+    own("cluster.listen", Value),
+    own("cluster.advertise", Value),
+    own("cluster.secret_file", Value),
+    own("cluster.secret", Value),
+    own("cluster.join", List),
+    own("cluster.zone", Value),
+    own("cluster.weight", Value),
+    own("cluster.replicas", Value),
+    own("cluster.deny", List),
+    own("cluster.deny_file", Value),
 ];

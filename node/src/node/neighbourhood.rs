@@ -1,0 +1,70 @@
+//! This node's part in the cluster, put together: who is there, and the exchange with them.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use super::StartError;
+use crate::cluster::{Cluster, Identity, View};
+use crate::config::Config;
+use crate::peer::{self, Members, Peers};
+use crate::pull::{Puller, Supplier};
+use crate::task::Tasks;
+use crate::upstream::Upstreams;
+
+/// The cluster and the exchange of content with its members.
+#[derive(Clone, Debug)]
+pub(super) struct Neighbourhood {
+    pub(super) cluster: Cluster,
+    pub(super) peers: Peers,
+}
+
+impl Members for Cluster {
+    fn view(&self) -> Arc<View> {
+        self.view()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes()
+    }
+}
+
+impl Neighbourhood {
+    /// Takes part, if there is to be a cluster. The store is open by then: its lock keeps other
+    /// processes away from the identity as well.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub(super) fn join(config: &Config, tasks: &Tasks) -> Result<Option<Self>, StartError> {
+        if !config.cluster.is_enabled() {
+            return Ok(None);
+        }
+        let identity = Identity::open(&config.storage.rootdirectory)?;
+        let cluster = Cluster::start(&config.cluster, &identity, tasks)?;
+        let peer_config = peer::Config {
+            listen: cluster.listen_address(),
+            ..peer::Config::default()
+        };
+        let members = Arc::new(cluster.clone());
+        let peers = Peers::bind(&peer_config, &identity, members, tasks)?;
+        Ok(Some(Self { cluster, peers }))
+    }
+
+    /// Returns what the pull room asks others through.
+    pub(super) fn ways(&self) -> (Arc<dyn Members>, Peers) {
+        (Arc::new(self.cluster.clone()), self.peers.clone())
+    }
+
+    /// Begins to answer peers, then waits for a first view.
+    pub(super) async fn open(&self, puller: &Puller, upstreams: &Upstreams) {
+        let supplier = Supplier::new(puller.clone(), upstreams.clone());
+        self.peers.serve(Arc::new(supplier));
+        self.cluster.first_view().await;
+    }
+
+    pub(super) fn register_metrics(&self, registry: &mut Registry) {
+        self.cluster.register_metrics(registry);
+        self.peers.register_metrics(registry);
+    }
+}
