@@ -221,6 +221,7 @@ fn pull_config(config: &Config) -> pull::Config {
         stale_away,
         stale_denied,
         negative_ttl,
+        replicas: config.cluster.replicas as usize,
         ..pull::Config::default()
     }
 }

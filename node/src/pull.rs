@@ -32,6 +32,7 @@ mod promise;
 mod rank;
 mod refusal;
 mod relay;
+mod replicate;
 mod resolve;
 mod segment;
 mod sink;
@@ -68,6 +69,7 @@ use metrics::{Kind, Metrics};
 use negative::Negative;
 use neighbours::Neighbours;
 use rank::Rank;
+use replicate::Replicas;
 use tag::Tags;
 
 /// Time within which a client gets headers; containerd gives up after 30 s (contract B5).
@@ -113,6 +115,17 @@ struct Inner {
     metrics: Metrics,
 }
 
+/// What the parts of the room work with.
+#[derive(Clone, Debug)]
+struct Surroundings {
+    store: Store,
+    tasks: Tasks,
+    negative: Negative,
+    /// The other nodes, in a cluster.
+    neighbours: Option<Neighbours>,
+    replicas: Option<Replicas>,
+}
+
 impl Puller {
     /// Builds the room over a store, and over the other nodes of a cluster if there is one.
     pub fn new(
@@ -124,19 +137,19 @@ impl Puller {
         let negative = Negative::new(config.negative_ttl);
         let neighbours =
             cluster.map(|(members, peers)| Neighbours::new(members, peers, config.holds_patience));
-        let manifests = Manifests::new(
-            store.clone(),
-            tasks.clone(),
-            negative.clone(),
-            neighbours.clone(),
-        );
+        let replicas = neighbours
+            .clone()
+            .map(|neighbours| Replicas::new(neighbours, tasks.clone(), config.replicas));
+        let surroundings = Surroundings {
+            store: store.clone(),
+            tasks: tasks.clone(),
+            negative: negative.clone(),
+            neighbours: neighbours.clone(),
+            replicas,
+        };
+        let manifests = Manifests::new(surroundings.clone());
         let tags = Tags::new(manifests.clone(), tasks.clone(), config);
-        let fillers = Fillers::new(
-            store.clone(),
-            tasks.clone(),
-            negative.clone(),
-            neighbours.clone(),
-        );
+        let fillers = Fillers::new(surroundings);
         let inner = Inner {
             fillers,
             manifests,

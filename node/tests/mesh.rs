@@ -16,9 +16,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use liar::Liar;
 use mesh::Mesh;
-use millrace::pull::{PullError, Source};
+use millrace::peer::Members;
+use millrace::pull::{self, PullError, Source};
 use millrace::upstream::FetchError;
 use millrace_protocol::chunk::CHUNK_BYTES;
+use millrace_protocol::placement::Key;
 
 /// Longer than any pull here takes on a busy machine.
 const PROMPT: Duration = Duration::from_secs(30);
@@ -224,6 +226,32 @@ async fn a_manifest_is_promised_only_with_its_blobs_in_the_cluster() {
         let kept = prompt(node.manifest(&reference)).await.expect("promised");
         assert_eq!(kept, manifest.as_bytes());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_owner_keeps_a_copy_where_that_is_wanted() {
+    let config = pull::Config {
+        replicas: 2,
+        ..pull::Config::default()
+    };
+    let mesh = Mesh::strangers_with(&["a"; 4], config).await;
+    mesh.introduce();
+    let digest = mesh.content.add(noise(7, 2));
+    let order = mesh.by_walk(&digest);
+    let puller = &mesh.nodes[order[3]];
+    prompt(puller.pull(&digest)).await.expect("pulled");
+    let key = Key::of_digest(&digest);
+    let owners: Vec<_> = puller.members.view().owners(key).collect();
+    assert_eq!(owners.len(), 2);
+    for node in mesh.nodes.iter().filter(|node| owners.contains(&node.id)) {
+        prompt(async {
+            while !node.holds(&digest).await {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    assert_eq!(mesh.gets("/blobs/"), 1);
 }
 
 /// Pulls through a home that is `liar`, twice; returns what came of it.

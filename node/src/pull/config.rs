@@ -29,6 +29,8 @@ pub struct Config {
     /// Shorter, a busy member's copy is overlooked and fetched again; longer, a member that hangs
     /// and is not suspect yet delays each miss.
     pub holds_patience: Duration,
+    /// Owners of a zone that keep a copy of what one of them pulls. Default 1: the first alone.
+    pub replicas: usize,
 }
 
 impl Config {
@@ -51,6 +53,7 @@ impl Default for Config {
             stale_denied: false,
             negative_ttl: Duration::from_secs(30),
             holds_patience: Duration::from_millis(250),
+            replicas: 1,
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use crate::store::{Sidecar, Store};
 use crate::task::Tasks;
 
+use super::Surroundings;
 use super::borrow::Borrow;
 use super::chains::Chains;
 use super::error::PullError;
@@ -21,6 +22,7 @@ use super::feed::Feed;
 use super::negative::Negative;
 use super::neighbours::Neighbours;
 use super::origin::Origin;
+use super::replicate::{Kind, Replicas};
 use super::sink::Sink;
 use super::table::Table;
 use super::transfer::{Phase, State, Supply, Transfer};
@@ -37,6 +39,7 @@ pub(super) struct Fillers {
     pub(super) table: Table,
     pub(super) chains: Chains,
     neighbours: Option<Neighbours>,
+    replicas: Option<Replicas>,
     orphans: Arc<Semaphore>,
     /// Tells fills without waiters to make way.
     pressure: Arc<Notify>,
@@ -52,12 +55,14 @@ pub(super) enum Halt {
 }
 
 impl Fillers {
-    pub(super) fn new(
-        store: Store,
-        tasks: Tasks,
-        negative: Negative,
-        neighbours: Option<Neighbours>,
-    ) -> Self {
+    pub(super) fn new(surroundings: Surroundings) -> Self {
+        let Surroundings {
+            store,
+            tasks,
+            negative,
+            neighbours,
+            replicas,
+        } = surroundings;
         Self {
             chains: Chains::new(store.clone(), tasks.clone()),
             store,
@@ -65,6 +70,7 @@ impl Fillers {
             negative,
             table: Table::default(),
             neighbours,
+            replicas,
             orphans: Arc::new(Semaphore::new(MAX_ORPHANS)),
             pressure: Arc::default(),
         }
@@ -99,7 +105,13 @@ impl Filler {
             Err(error) => Err(error.into()),
         };
         match result {
-            Ok(()) => self.shared.table.remove(&self.transfer),
+            Ok(()) => {
+                self.shared.table.remove(&self.transfer);
+                if let Some(replicas) = &self.shared.replicas {
+                    let origins = self.transfer.candidates().origin_names();
+                    replicas.copy(Kind::Blob, &digest, origins);
+                }
+            }
             Err(error) => {
                 tracing::debug!(%error, "the transfer failed");
                 self.shared.table.fail(&self.transfer, error);

@@ -15,13 +15,14 @@ use crate::store::{Provenance, Sidecar, Store};
 use crate::task::Tasks;
 use crate::upstream::FetchedManifest;
 
-use super::HEADER_BUDGET;
 use super::error::PullError;
 use super::negative::Negative;
 use super::neighbours::Neighbours;
 use super::origin::{Origin, Source};
 use super::promise::Promise;
 use super::rank::Rank;
+use super::replicate::Replicas;
+use super::{HEADER_BUDGET, Surroundings};
 
 use flight::FlightTable;
 
@@ -48,28 +49,32 @@ pub(super) struct Manifests {
     tasks: Tasks,
     pub(super) negative: Negative,
     pub(super) neighbours: Option<Neighbours>,
+    replicas: Option<Replicas>,
     cache: Cache<Digest, ManifestAnswer>,
     flights: Arc<Mutex<FlightTable>>,
 }
 
 impl Manifests {
-    pub(super) fn new(
-        store: Store,
-        tasks: Tasks,
-        negative: Negative,
-        neighbours: Option<Neighbours>,
-    ) -> Self {
+    pub(super) fn new(surroundings: Surroundings) -> Self {
         let cache = Cache::builder()
             .max_capacity(CACHE_BYTES)
             .weigher(|_, answer: &ManifestAnswer| {
                 u32::try_from(answer.bytes.len() + 256).unwrap_or(u32::MAX)
             })
             .build();
+        let Surroundings {
+            store,
+            tasks,
+            negative,
+            neighbours,
+            replicas,
+        } = surroundings;
         Self {
             store,
             tasks,
             negative,
             neighbours,
+            replicas,
             cache,
             flights: Arc::default(),
         }

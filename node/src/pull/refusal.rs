@@ -4,12 +4,13 @@
 //! same credential it is final, elsewhere it is only one hop that could not help.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_protocol::wire::message::{OriginName, Refusal};
 use tokio::time::Instant;
 
 use crate::store::Provenance;
-use crate::upstream::{FetchError, Subject};
+use crate::upstream::{FetchError, Limit, Subject};
 
 use super::error::PullError;
 use super::origin::Origin;
@@ -64,8 +65,13 @@ pub(super) fn refusal(origin: Option<&Origin>, error: &PullError) -> Refusal {
 }
 
 /// Returns this node's error if another node's refusal is final for `origin`.
+///
+/// A rate limit is final for an account, which is the same wherever it is used from; without one
+/// upstreams count addresses, and this node's may be another.
 pub(super) fn final_for(origin: &Origin, refusal: &Refusal, subject: Subject) -> Option<PullError> {
-    let (Refusal::NotFound(name) | Refusal::Denied(name, _)) = refusal else {
+    let (Refusal::NotFound(name) | Refusal::Denied(name, _) | Refusal::RateLimited(name, _)) =
+        refusal
+    else {
         return None;
     };
     if provenance_of(name) != origin.provenance() {
@@ -74,6 +80,12 @@ pub(super) fn final_for(origin: &Origin, refusal: &Refusal, subject: Subject) ->
     let upstream: Arc<str> = origin.upstream.name().into();
     let subject = Arc::new(subject);
     let error = match refusal {
+        Refusal::RateLimited(_, _) if origin.upstream.credential().is_anonymous() => return None,
+        Refusal::RateLimited(_, wait) => FetchError::RateLimited {
+            upstream,
+            limit: Limit::Pulls,
+            retry_at: wait.map(|millis| Instant::now() + Duration::from_millis(millis)),
+        },
         Refusal::Denied(_, status) => FetchError::Denied {
             upstream,
             subject,

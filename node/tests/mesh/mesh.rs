@@ -102,6 +102,7 @@ pub(crate) struct Node {
     address: SocketAddr,
     pub(crate) members: Arc<Given>,
     pub(crate) peers: Peers,
+    store: Store,
     puller: Puller,
     upstreams: Upstreams,
     _folder: TempDir,
@@ -137,6 +138,12 @@ impl Node {
         Ok((bytes, source))
     }
 
+    /// Whether a blob is in the store.
+    pub(crate) async fn holds(&self, digest: &Digest) -> bool {
+        let missing = self.store.missing(vec![*digest]).await;
+        missing.expect("a store").is_empty()
+    }
+
     /// Waits until everything that was pulled is in the store.
     pub(crate) async fn settled(&self) {
         while !self.puller.status().transfers.is_empty() {
@@ -164,22 +171,32 @@ impl Mesh {
     /// Starts a node in each of these zones, with the same upstream `corp`.
     pub(crate) async fn start(zones: &[&str]) -> Self {
         let mesh = Self::strangers(zones).await;
-        let everybody: Vec<Member> = mesh.nodes.iter().map(Node::member).collect();
-        for node in &mesh.nodes {
+        mesh.introduce();
+        mesh
+    }
+
+    /// Lets everybody know everybody.
+    pub(crate) fn introduce(&self) {
+        let everybody: Vec<Member> = self.nodes.iter().map(Node::member).collect();
+        for node in &self.nodes {
             node.members.set(everybody.clone());
         }
-        mesh
     }
 
     /// As [`Mesh::start`], but nobody knows anybody yet.
     pub(crate) async fn strangers(zones: &[&str]) -> Self {
+        Self::strangers_with(zones, pull::Config::default()).await
+    }
+
+    /// As [`Mesh::strangers`], with settings of the pull room.
+    pub(crate) async fn strangers_with(zones: &[&str], config: pull::Config) -> Self {
         install_provider();
         let content = Content::default();
         let answers = content.clone();
         let upstream = Fake::start(move |seen| answers.answer(seen)).await;
         let mut nodes = Vec::new();
         for zone in zones {
-            nodes.push(node(zone, &upstream.url()).await);
+            nodes.push(node(zone, &upstream.url(), config.clone()).await);
         }
         Self {
             nodes,
@@ -265,7 +282,7 @@ fn patient() -> peer::Config {
     }
 }
 
-async fn node(zone: &str, upstream: &str) -> Node {
+async fn node(zone: &str, upstream: &str, settings: pull::Config) -> Node {
     let (tasks, folder) = (Tasks::default(), TempDir::new().expect("a folder"));
     let identity = Identity::open(folder.path()).expect("an identity");
     let entries = serde_saphyr::from_str(&format!("corp: {{url: '{upstream}'}}"));
@@ -283,9 +300,9 @@ async fn node(zone: &str, upstream: &str) -> Node {
     let neighbours = Some((cluster, peers.clone()));
     let config = pull::Config {
         holds_patience: PATIENCE,
-        ..pull::Config::default()
+        ..settings
     };
-    let puller = Puller::new(config, store, neighbours, &tasks);
+    let puller = Puller::new(config, store.clone(), neighbours, &tasks);
     peers.serve(Arc::new(Supplier::new(puller.clone(), upstreams.clone())));
     Node {
         id: identity.id(),
@@ -293,6 +310,7 @@ async fn node(zone: &str, upstream: &str) -> Node {
         address: peers.local_address().expect("bound"),
         members,
         peers,
+        store,
         puller,
         upstreams,
         _folder: folder,

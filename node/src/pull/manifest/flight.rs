@@ -19,6 +19,7 @@ use crate::pull::neighbours::{HOPS_PATIENCE, Hop, Neighbours};
 use crate::pull::origin::{Origin, Source};
 use crate::pull::rank::Rank;
 use crate::pull::refusal::{final_for, provenance_of};
+use crate::pull::replicate::Kind;
 use crate::upstream::Subject;
 
 use super::{ManifestAnswer, Manifests};
@@ -92,6 +93,10 @@ impl Manifests {
             None => self.fetch_from_origins(&flight, &digest, rank).await,
         };
         self.flights.lock().remove(&(digest, rank));
+        if let (Some(replicas), Ok(_)) = (&self.replicas, &result) {
+            let origins = flight.candidates.lock().origin_names();
+            replicas.copy(Kind::Manifest, &digest, origins);
+        }
         flight.outcome.send_replace(Some(result));
     }
 
