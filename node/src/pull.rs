@@ -358,6 +358,8 @@ pub struct TransferStatus {
     pub digest: Digest,
     /// Repositories that were named for it, as `upstream/repository`.
     pub origins: Vec<String>,
+    /// Who is asked for its bytes now, unless that is being decided.
+    pub source: Option<Source>,
     /// Its size, once known.
     pub size_bytes: Option<u64>,
     /// Bytes that are here.

@@ -112,6 +112,7 @@ fn suffering() -> NodeStatus {
             .parse::<Digest>()
             .expect("a digest"),
         origins: vec![format!("docker.io/library/{}", "long".repeat(40))],
+        source: Some(pull::Source::Peer),
         size_bytes: Some(256_000_000),
         received_bytes: 115_000_000,
         relayed: false,

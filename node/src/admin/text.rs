@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use super::Report;
 use crate::cluster::{self, MemberStatus, Standing, State};
 use crate::peer::PeerStatus;
-use crate::pull::TransferStatus;
+use crate::pull::{Source, TransferStatus};
 use crate::store;
 use crate::upstream::{self, BreakerState, EndpointStatus};
 
@@ -236,7 +236,11 @@ fn render_transfer(page: &mut Page, transfer: &TransferStatus) {
         time(transfer.age_seconds),
         if transfer.relayed { ", not kept" } else { "" },
     ));
-    page.line(format!("      {}", transfer.origins.join(" ")));
+    let from = transfer.source.map_or("nobody yet", Source::as_str);
+    page.line(format!(
+        "      {} (from {from})",
+        transfer.origins.join(" ")
+    ));
 }
 
 fn render_upstreams(page: &mut Page, upstreams: &[upstream::Status]) {

@@ -34,7 +34,8 @@ impl fmt::Display for Origin {
 }
 
 /// Where the bytes of an answer come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Source {
     /// This node's store.
     Local,

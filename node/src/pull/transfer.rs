@@ -213,6 +213,11 @@ impl Transfer {
         TransferStatus {
             digest: self.digest,
             origins: self.candidates().names(),
+            source: match state.supply {
+                Supply::Nobody => None,
+                Supply::Peers => Some(Source::Peer),
+                Supply::Upstream => Some(Source::Upstream),
+            },
             size_bytes: state.size,
             received_bytes: written + relayed,
             relayed: window.is_some(),
