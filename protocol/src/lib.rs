@@ -13,6 +13,7 @@
 //! ```
 #![warn(missing_docs)]
 
+pub mod access;
 pub mod byte_range;
 pub mod chunk;
 pub mod membership;
