@@ -16,7 +16,7 @@ use http::{HeaderValue, StatusCode, Uri, header};
 use serde::Serialize;
 
 use crate::telemetry::Metrics;
-use crate::{cluster, peer, pull, store, upstream};
+use crate::{cluster, peer, pull, registry, store, tls, upstream};
 
 mod readiness;
 mod text;
@@ -45,6 +45,10 @@ pub struct NodeStatus {
     pub uptime: Duration,
     /// Where it listens.
     pub listeners: Vec<Listener>,
+    /// The certificate of the clients' address; absent without TLS.
+    pub tls: Option<tls::Status>,
+    /// The users of the clients' address; absent when nobody is asked for a password.
+    pub htpasswd: Option<registry::auth::Status>,
     /// What is on disk; absent until the store is open.
     pub store: Option<store::Status>,
     /// What is on its way.
@@ -60,10 +64,12 @@ pub struct NodeStatus {
 /// An address on which the node listens.
 #[derive(Clone, Debug, Serialize)]
 pub struct Listener {
-    /// Who is answered there: `clients` or `debug`.
+    /// Who is answered there: `clients`, `local` or `debug`.
     pub name: &'static str,
     /// The address as it was bound.
     pub address: String,
+    /// Who is let in, in words.
+    pub admits: &'static str,
 }
 
 /// A status with what this room knows itself; the document at `/status`.

@@ -12,8 +12,12 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod user;
+
 use crate::cluster;
 use crate::config::{Config, ListenAddr, Loaded};
+
+pub use user::{FileArgs, NameArgs, UserCommand, user};
 
 /// Status for a mistake in the arguments or the configuration; clap uses the same.
 const MISTAKE: u8 = 2;
@@ -41,6 +45,9 @@ pub enum Command {
     Status(StatusArgs),
     /// Make a secret for a cluster and print it
     Secret,
+    /// Change the users of an htpasswd file
+    #[command(subcommand)]
+    User(UserCommand),
 }
 
 /// Arguments of `serve`.
@@ -209,7 +216,15 @@ fn summary(file: Option<&Path>, loaded: &Loaded) -> String {
         false => "reachable from outside",
     };
     let (clients, debug) = (&config.http.addr, &config.http.debug.addr);
-    lines.push(format!("clients    {clients} ({})", reach(clients)));
+    let guard = guard(config);
+    lines.push(format!(
+        "clients    {clients} ({}){}",
+        reach(clients),
+        guard.unwrap_or_default()
+    ));
+    if let Some(local) = &config.http.local.addr {
+        lines.push(format!("local      {local} (this host only)"));
+    }
     lines.push(format!("debug      {debug} ({})", reach(debug)));
     let root = config.storage.rootdirectory.display();
     lines.push(format!("data       {root}"));
@@ -224,7 +239,7 @@ fn summary(file: Option<&Path>, loaded: &Loaded) -> String {
         }
         if upstream.username.is_some() || upstream.exec.is_some() {
             line.push_str(", with credentials");
-            if !clients.is_loopback() {
+            if !clients.is_loopback() && guard.is_none() {
                 line.push_str(": who reaches the listener reads what they can read");
             }
         }
@@ -245,6 +260,19 @@ fn cluster_line(config: &cluster::Config) -> Option<String> {
     config
         .is_enabled()
         .then(|| format!("cluster    {listen}, zone {zone}, {join}"))
+}
+
+/// Who is let in at the clients' address, unless it is everybody.
+fn guard(config: &Config) -> Option<&'static str> {
+    match (
+        config.auth.htpasswd.is_some(),
+        !config.http.tls.clientcas.is_empty(),
+    ) {
+        (true, true) => Some(", for users and holders of client certificates"),
+        (true, false) => Some(", for users of the htpasswd file"),
+        (false, true) => Some(", for holders of client certificates"),
+        (false, false) => None,
+    }
 }
 
 /// Prints to standard output; a reader that went away is no failure of ours.

@@ -6,8 +6,8 @@
 //! line with file, line and key, and nothing is started.
 //!
 //! The steps are files: `tree` parses, `env` overrides, `proxy` moves the registry's spellings,
-//! `schema` knows the keys, `reader` reads the structs of `http`, `storage`, `cache`, `log` and of
-//! the rooms `upstream` and `cluster`. Apart from the environment handed in, nothing is read here: no password
+//! `schema` knows the keys, `reader` reads the structs of `http`, `auth`, `storage`, `cache`, `log`
+//! and of the rooms `upstream` and `cluster`. Apart from the environment handed in, nothing is read here: no password
 //! file, no certificate, no address.
 
 use std::collections::BTreeMap;
@@ -17,8 +17,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::cluster;
+use crate::tls;
 use crate::upstream::{self, TagPolicy, TagRule, UpstreamConfig};
 
+mod auth;
 mod cache;
 mod env;
 mod error;
@@ -30,9 +32,12 @@ mod schema;
 mod storage;
 mod tree;
 
+pub use auth::{AuthConfig, HtpasswdConfig};
 pub use cache::CacheConfig;
 pub use error::{ConfigError, Mistake, Place, Problem};
-pub use http::{DebugConfig, HttpConfig, ListenAddr, ListenAddrError, PrometheusConfig};
+pub use http::{
+    DebugConfig, HttpConfig, ListenAddr, ListenAddrError, LocalAddr, LocalConfig, PrometheusConfig,
+};
 pub use log::{AccessLogConfig, LogConfig};
 pub use storage::StorageConfig;
 
@@ -45,6 +50,8 @@ use tree::{Node, Origin};
 pub struct Config {
     /// The listeners.
     pub http: HttpConfig,
+    /// Who may use the clients' address.
+    pub auth: AuthConfig,
     /// The data folder.
     pub storage: StorageConfig,
     /// The upstreams, the built-in ones among them.
@@ -61,6 +68,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             http: HttpConfig::default(),
+            auth: AuthConfig::default(),
             storage: StorageConfig::default(),
             upstreams: upstream::Config::with_builtins(BTreeMap::new(), None)
                 .expect("the built-in upstreams do not contradict each other"),
@@ -190,6 +198,7 @@ impl Reading<'_> {
         let cache = self.section(&tree, "cache");
         let config = Config {
             http: self.section(&tree, "http"),
+            auth: self.section(&tree, "auth"),
             storage: match storage.rootdirectory() {
                 Some(rootdirectory) => StorageConfig { rootdirectory },
                 None => StorageConfig::new(state_directory),
@@ -203,6 +212,7 @@ impl Reading<'_> {
         if let Err((key, error)) = config.cluster.check() {
             self.mistake(&tree, &format!("cluster.{key}"), Problem::Cluster(error));
         }
+        self.check_tls(&tree, &config.http.tls);
         for (name, upstream) in &config.upstreams.upstreams {
             let path = format!("upstreams.{name}.tags");
             self.check_rules(&tree, &path, &upstream.tags);
@@ -304,6 +314,51 @@ impl Reading<'_> {
             self.mistake(tree, "cache.max_size", Problem::Zero);
         }
         self.check_rules(tree, "cache.tags", &cache.tags);
+    }
+
+    fn check_tls(&mut self, tree: &Node, tls: &tls::Config) {
+        let is_empty =
+            |path: &Option<PathBuf>| path.as_ref().is_none_or(|path| path.as_os_str().is_empty());
+        for (empty, other, key, needs) in [
+            (
+                is_empty(&tls.key),
+                !is_empty(&tls.certificate),
+                "certificate",
+                "http.tls.key",
+            ),
+            (
+                is_empty(&tls.certificate),
+                !is_empty(&tls.key),
+                "key",
+                "http.tls.certificate",
+            ),
+            (
+                !tls.is_on(),
+                !tls.clientcas.is_empty(),
+                "clientcas",
+                "http.tls.certificate",
+            ),
+            (
+                !tls.is_on(),
+                tls.allow_plain,
+                "allow_plain",
+                "http.tls.certificate",
+            ),
+            (
+                tls.clientcas.is_empty(),
+                tls.clientauth.is_some(),
+                "clientauth",
+                "http.tls.clientcas",
+            ),
+        ] {
+            if empty && other {
+                self.mistake(
+                    tree,
+                    &format!("http.tls.{key}"),
+                    Problem::Needs { other: needs },
+                );
+            }
+        }
     }
 
     fn check_rules(&mut self, tree: &Node, path: &str, rules: &[TagRule]) {

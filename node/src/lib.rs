@@ -22,5 +22,6 @@ pub mod registry;
 pub mod store;
 pub mod task;
 pub mod telemetry;
+pub mod tls;
 pub mod units;
 pub mod upstream;

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => cli::check(&arguments),
         Command::Status(arguments) => cli::status(&arguments),
         Command::Secret => cli::secret(),
+        Command::User(command) => cli::user(&command),
     }
 }
 

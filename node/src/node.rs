@@ -4,6 +4,8 @@
 //! else, so that a taken port is told at once; clients are answered once the store is open. An
 //! upstream that cannot be reached does not keep a node from starting.
 
+mod doors;
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,14 +18,17 @@ use crate::cluster::{self, IdentityError};
 use crate::config::{CacheConfig, Config, ListenAddr};
 use crate::peer::BindError;
 use crate::pull::{self, Puller};
-use crate::registry::{self, Registry};
+use crate::registry::auth::users::UsersError;
+use crate::registry::{self, Htpasswd, Registry};
 use crate::store::{self, Store, StoreError};
 use crate::task::Tasks;
 use crate::telemetry::Metrics;
+use crate::tls::{Tls, TlsError};
 use crate::upstream::{SetupError, Upstreams};
 
 mod neighbourhood;
 
+use doors::Doors;
 use neighbourhood::Neighbourhood;
 
 /// Time that background work gets to stop after the last client was served.
@@ -50,12 +55,24 @@ pub enum StartError {
     #[error("cannot listen on {address}, which is {key} in the configuration")]
     Listen {
         /// The address as configured.
-        address: ListenAddr,
+        address: String,
         /// The key that sets it.
         key: &'static str,
         /// What the system said.
         source: io::Error,
     },
+    /// The local listener would be reached from outside.
+    #[error("{address}, which is http.local.addr in the configuration, is no loopback address")]
+    NotLoopback {
+        /// The address as configured.
+        address: String,
+    },
+    /// The certificate files cannot be used.
+    #[error("cannot offer TLS on http.addr")]
+    Tls(#[from] TlsError),
+    /// The file of users cannot be used.
+    #[error("cannot ask for passwords as auth.htpasswd says")]
+    Users(#[from] UsersError),
     /// The data folder cannot be used.
     #[error("cannot open the store")]
     Store(#[from] StoreError),
@@ -81,11 +98,13 @@ impl Node {
     /// # Cancel safety
     /// Dropping the future may leave listeners open until the runtime ends.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let clients = bind(&config.http.addr, "http.addr").await?;
+        let doors = Doors::open(&config).await?;
         let debug = bind(&config.http.debug.addr, "http.debug.addr").await?;
-        let listeners = vec![listener("clients", &clients), listener("debug", &debug)];
+        let mut listeners = doors.describe();
+        listeners.push(listener("debug", &debug, "everyone who reaches it"));
 
         let tasks = Tasks::default();
+        doors.watch(&tasks);
         let upstreams = Upstreams::new(&config.upstreams, &tasks)?;
         let store = Store::open(&store_config(&config), &tasks).await?;
         let neighbourhood = Neighbourhood::join(&config, &tasks)?;
@@ -108,6 +127,8 @@ impl Node {
             source: Arc::new(Sources {
                 started: SystemTime::now(),
                 listeners: listeners.clone(),
+                tls: doors.public.tls.clone(),
+                htpasswd: doors.public.admission.htpasswd.clone(),
                 store,
                 puller: puller.clone(),
                 upstreams: upstreams.clone(),
@@ -122,10 +143,13 @@ impl Node {
         if let Some(neighbourhood) = &neighbourhood {
             neighbourhood.open(&puller, &upstreams).await;
         }
-        let door = registry.serve(vec![clients]);
+        let door = registry.serve(doors.all());
         readiness.done(FINDING_OTHERS);
         for listener in &listeners {
-            tracing::info!(address = %listener.address, "listening for {}", listener.name);
+            tracing::info!(
+                address = %listener.address, admits = listener.admits,
+                "listening for {}", listener.name
+            );
         }
         Ok(Self {
             tasks,
@@ -161,7 +185,7 @@ impl Node {
 /// Opens the first of an address's possibilities that can be bound.
 async fn bind(address: &ListenAddr, key: &'static str) -> Result<TcpListener, StartError> {
     let error = |source| StartError::Listen {
-        address: address.clone(),
+        address: address.to_string(),
         key,
         source,
     };
@@ -174,11 +198,12 @@ async fn bind(address: &ListenAddr, key: &'static str) -> Result<TcpListener, St
     TcpListener::bind(addresses.as_slice()).await.map_err(error)
 }
 
-fn listener(name: &'static str, listener: &TcpListener) -> Listener {
+fn listener(name: &'static str, listener: &TcpListener, admits: &'static str) -> Listener {
     let address = listener.local_addr();
     Listener {
         name,
         address: address.map_or_else(|error| error.to_string(), |address| address.to_string()),
+        admits,
     }
 }
 
@@ -201,18 +226,20 @@ fn store_config(config: &Config) -> store::Config {
 }
 
 fn pull_config(config: &Config) -> pull::Config {
-    let upstreams = config.upstreams.upstreams.iter();
+    let all = || config.upstreams.upstreams.iter();
     let CacheConfig {
         revalidate,
         stale_slow,
         stale_away,
         stale_denied,
         negative_ttl,
+        access_ttl,
+        access_grace,
         ref tags,
         ..
     } = config.cache;
     pull::Config {
-        upstream_tags: upstreams
+        upstream_tags: all()
             .map(|(name, upstream)| (name.clone(), upstream.tags.clone()))
             .collect(),
         tags: tags.clone(),
@@ -222,6 +249,12 @@ fn pull_config(config: &Config) -> pull::Config {
         stale_denied,
         negative_ttl,
         replicas: config.cluster.replicas as usize,
+        access: all()
+            .map(|(name, upstream)| (name.clone(), upstream.access.clone()))
+            .collect(),
+        has_credentials: all().any(|(_, up)| up.username.is_some() || up.exec.is_some()),
+        access_ttl,
+        access_grace,
         ..pull::Config::default()
     }
 }
@@ -238,6 +271,8 @@ fn registry_config(config: &Config) -> registry::Config {
 struct Sources {
     started: SystemTime,
     listeners: Vec<Listener>,
+    tls: Option<Tls>,
+    htpasswd: Option<Htpasswd>,
     store: Store,
     puller: Puller,
     upstreams: Upstreams,
@@ -252,6 +287,8 @@ impl StatusSource for Sources {
             started: self.started,
             uptime: self.started.elapsed().unwrap_or_default(),
             listeners: self.listeners.clone(),
+            tls: self.tls.as_ref().map(Tls::status),
+            htpasswd: self.htpasswd.as_ref().map(Htpasswd::status),
             store: Some(self.store.status()),
             pull: Some(self.puller.status()),
             upstreams: self.upstreams.status(),

@@ -6,11 +6,13 @@
 //! - Failures belong to the provenance that a client named; the transfer goes on with others.
 //! - A fill outlives its clients and is never slowed by one.
 //! - While an upstream is away, a manifest is handed out only with everything under it.
+//! - What is not for everybody goes out only where it belongs to the repository that was named.
 //!
 //! Every hop is a pull-through cache of the next: `borrow` leads a blob from this node over the
 //! owner in its zone and its home to whoever holds it, `take` moves it, `supply` is the other end.
 //! This room knows nothing of HTTP status codes.
 
+mod access;
 mod blob;
 mod borrow;
 mod candidates;
@@ -46,6 +48,7 @@ mod window;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_protocol::access::Caller;
 use millrace_protocol::oci::{Digest, MediaType, Reference};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -62,6 +65,7 @@ pub use supply::Supplier;
 use crate::peer::{Members, Peers};
 use crate::store::Store;
 use crate::task::Tasks;
+use access::{Access, Form, Proof};
 use fill::Fillers;
 use listing::Listings;
 use manifest::Manifests;
@@ -71,6 +75,7 @@ use neighbours::Neighbours;
 use rank::Rank;
 use replicate::Replicas;
 use tag::Tags;
+use transfer::{Transfer, Waiter};
 
 /// Time within which a client gets headers; containerd gives up after 30 s (contract B5).
 const HEADER_BUDGET: Duration = Duration::from_secs(20);
@@ -106,6 +111,7 @@ pub struct Puller {
 #[derive(Debug)]
 struct Inner {
     store: Store,
+    access: Access,
     fillers: Fillers,
     manifests: Manifests,
     tags: Tags,
@@ -135,6 +141,7 @@ impl Puller {
         tasks: &Tasks,
     ) -> Self {
         let negative = Negative::new(config.negative_ttl);
+        let access = Access::new(&config, store.clone(), negative.clone(), tasks.clone());
         let neighbours =
             cluster.map(|(members, peers)| Neighbours::new(members, peers, config.holds_patience));
         let replicas = neighbours
@@ -156,6 +163,7 @@ impl Puller {
             tags,
             listings: Listings::new(tasks.clone(), negative.clone()),
             store,
+            access,
             negative,
             neighbours,
             metrics: Metrics::default(),
@@ -177,13 +185,55 @@ impl Puller {
         origin: &Origin,
         reference: &Reference,
     ) -> Result<ManifestAnswer, PullError> {
-        let result = match reference {
-            Reference::Tag(tag) => self.inner.tags.resolve(origin, tag).await,
-            Reference::Digest(digest) => self.inner.manifests.by_digest(origin, digest).await,
-        };
+        let result = self.open_manifest(origin, reference).await;
         let source = result.as_ref().ok().map(|answer| answer.source);
         self.inner.metrics.count(Kind::manifest, source);
         result
+    }
+
+    async fn open_manifest(
+        &self,
+        origin: &Origin,
+        reference: &Reference,
+    ) -> Result<ManifestAnswer, PullError> {
+        let access = &self.inner.access;
+        let answer = match reference {
+            Reference::Tag(tag) => {
+                let answer = self.inner.tags.resolve(origin, tag).await?;
+                if answer.source == Source::Upstream {
+                    access.confirm(origin);
+                }
+                // What is not kept was fetched for this tag just now.
+                let _proof = access.prove(origin, &answer.digest, Form::Manifest).await?;
+                return Ok(answer);
+            }
+            Reference::Digest(digest) => {
+                let before = access.prove(origin, digest, Form::Manifest).await?;
+                let answer = self.inner.manifests.by_digest(origin, digest).await?;
+                if before == Proof::Given {
+                    return Ok(answer);
+                }
+                answer
+            }
+        };
+        // It may have come for somebody else's repository.
+        if access.prove(origin, &answer.digest, Form::Manifest).await? == Proof::Absent {
+            access
+                .ask_if_restricted(origin, &answer.digest, Form::Manifest)
+                .await?;
+        }
+        Ok(answer)
+    }
+
+    /// Whether the caller may read this repository, whatever is in it.
+    pub fn permits(&self, origin: &Origin, caller: &Caller<'_>) -> bool {
+        self.inner.access.permits(origin, caller)
+    }
+
+    /// Whether the caller may know of a repository, written as `upstream/repository`, of an
+    /// upstream that is asked anonymously or not.
+    pub fn may_list(&self, name: &str, is_anonymous: bool, caller: &Caller<'_>) -> bool {
+        self.inner.access.may_list(name, is_anonymous, caller)
     }
 
     /// Returns what a `HEAD` of a manifest tells.
@@ -223,15 +273,43 @@ impl Puller {
 
     async fn open_blob(&self, origin: &Origin, digest: &Digest) -> Result<OpenBlob, PullError> {
         let deadline = Instant::now() + HEADER_BUDGET;
+        let access = &self.inner.access;
+        let mut proof = access.prove(origin, digest, Form::Blob).await?;
         if let Some(blob) = self.inner.store.blob(digest).await? {
-            return Ok(OpenBlob::stored(*digest, origin.clone(), deadline, blob));
+            if proof == Proof::Absent {
+                // It was committed between the two.
+                proof = access.prove(origin, digest, Form::Blob).await?;
+            }
+            if proof == Proof::Given {
+                return Ok(OpenBlob::stored(*digest, origin.clone(), deadline, blob));
+            }
         }
         self.inner.negative.check(origin, &digest.to_string())?;
-        match self.join(origin, digest, deadline).await {
+        let joined = match self.join(origin, digest, deadline).await {
             // Nothing has reached the client yet, so one fresh attempt is free.
             Err(PullError::Corrupt { .. }) => self.join(origin, digest, deadline).await,
             result => result,
+        };
+        let waiter = joined?;
+        if proof == Proof::Absent {
+            self.share(origin, &waiter.transfer).await?;
         }
+        Ok(OpenBlob::growing(origin.clone(), deadline, waiter))
+    }
+
+    /// Lets a client have bytes that are on their way, perhaps for somebody else's repository.
+    async fn share(&self, origin: &Origin, transfer: &Transfer) -> Result<(), PullError> {
+        let access = &self.inner.access;
+        if access::is_fetched_for(transfer, origin) {
+            access.confirm(origin);
+            return Ok(());
+        }
+        let digest = &transfer.digest;
+        if access.prove(origin, digest, Form::Blob).await? == Proof::Given {
+            return Ok(());
+        }
+        let provenance = transfer.state().provenance.clone();
+        access.vouch(origin, digest, &provenance).await
     }
 
     async fn join(
@@ -239,7 +317,7 @@ impl Puller {
         origin: &Origin,
         digest: &Digest,
         deadline: Instant,
-    ) -> Result<OpenBlob, PullError> {
+    ) -> Result<Waiter, PullError> {
         let fillers = &self.inner.fillers;
         let joined = fillers
             .table
@@ -248,7 +326,7 @@ impl Puller {
             fillers.start(&joined.waiter.transfer, far);
         }
         blob::in_time(deadline, joined.waiter.confirmed()).await??;
-        Ok(OpenBlob::growing(origin.clone(), deadline, joined.waiter))
+        Ok(joined.waiter)
     }
 
     /// Returns what a `HEAD` of a blob tells, without fetching it.
@@ -258,13 +336,22 @@ impl Puller {
     /// # Errors
     /// Why it cannot be had.
     pub async fn blob_head(&self, origin: &Origin, digest: &Digest) -> Result<BlobHead, PullError> {
-        if let Some(blob) = self.inner.store.blob(digest).await? {
+        let access = &self.inner.access;
+        let proof = access.prove(origin, digest, Form::Blob).await?;
+        let blob = match proof {
+            Proof::Given => self.inner.store.blob(digest).await?,
+            Proof::Absent => None,
+        };
+        if let Some(blob) = blob {
             return Ok(BlobHead {
                 size: Some(blob.size()),
                 source: Source::Local,
             });
         }
         let transfer = self.inner.fillers.table.get(digest);
+        if let Some(transfer) = transfer.as_ref().filter(|_| proof == Proof::Absent) {
+            self.share(origin, transfer).await?;
+        }
         if let Some(size) = transfer.and_then(|transfer| {
             let state = transfer.state();
             state.size.filter(|_| state.is_confirmed())

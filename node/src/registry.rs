@@ -1,7 +1,7 @@
 //! The clients' door: the registry API over HTTP/1.1.
 //!
-//! A request goes through the files like this: `serve` accepts connections, `connection` carries
-//! one and `activity` watches it; `routes` takes the URL apart and chooses `manifests`, `blobs`
+//! A request goes through the files like this: `serve` accepts connections at a `door`, `greet`
+//! begins one, `connection` carries its `stream` and `activity` watches it; `auth` knows who asks; `routes` takes the URL apart and chooses `manifests`, `blobs`
 //! (with `multipart`), `tags` or `referrers`, which ask the pull room; `conditional` knows
 //! validators; `respond` turns every failure into what moves this client on; `body` counts the
 //! bytes on their way out and writes the access log.
@@ -10,11 +10,14 @@
 //! sends beside the head of its requests.
 
 mod activity;
+pub mod auth;
 mod blobs;
 mod body;
 mod conditional;
 mod config;
 mod connection;
+mod door;
+mod greet;
 mod manifests;
 mod metrics;
 mod multipart;
@@ -22,6 +25,7 @@ mod referrers;
 mod respond;
 mod routes;
 mod serve;
+mod stream;
 mod tags;
 
 use std::sync::Arc;
@@ -29,9 +33,11 @@ use std::sync::Arc;
 use crate::pull::Puller;
 use crate::upstream::{Upstream, Upstreams};
 
+pub use auth::{Admission, Htpasswd};
 pub use body::Body;
 pub use config::{Config, UnavailableBlob};
-pub use serve::{Running, listen};
+pub use door::{Door, Listener, Terms, UnixDoor, listen, listen_unix};
+pub use serve::Running;
 
 use metrics::Metrics;
 

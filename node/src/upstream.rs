@@ -48,7 +48,7 @@ use crate::task::Tasks;
 pub use blob::BlobBody;
 pub use breaker::BreakerState;
 pub use budget::Allowance;
-pub use config::{Config, ConfigError, TagPolicy, TagRule, UpstreamConfig};
+pub use config::{AccessRule, Config, ConfigError, TagPolicy, TagRule, UpstreamConfig};
 pub use credential::CredentialId;
 pub use error::{Defect, Fault, FetchError, Limit, Outage, Retry, SetupError, Subject};
 pub use listing::{Referrers, TagList};

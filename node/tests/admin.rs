@@ -60,7 +60,10 @@ fn fresh() -> NodeStatus {
         listeners: vec![Listener {
             name: "clients",
             address: "127.0.0.1:5000".to_owned(),
+            admits: "everyone",
         }],
+        tls: None,
+        htpasswd: None,
         store: None,
         pull: None,
         upstreams: Vec::new(),
@@ -223,7 +226,7 @@ async fn status_as_text_says_what_is_wrong_in_100_columns() {
     );
     for words in [
         "millrace 1.2.3: ready, up 1h 2m, since 1970-01-01T00:00:00Z\n",
-        "clients    127.0.0.1:5000\n",
+        "clients    127.0.0.1:5000: everyone\n",
         "1234 blobs, 199.3 GB of 200.0 GB taken (99 %)",
         "THE DISK IS FULL",
         "the index is being read",
@@ -251,6 +254,6 @@ async fn a_quiet_node_needs_few_lines() {
     readiness.done("the store");
     let (_, _, text) = get(&admin, "/status?output=text").await;
     let expected = "millrace 1.2.3: ready, up 1h 2m, since 1970-01-01T00:00:00Z\n\
-                    clients    127.0.0.1:5000\n\nupstreams  2\n  quiet: docker.io quay.io\n";
+                    clients    127.0.0.1:5000: everyone\n\nupstreams  2\n  quiet: docker.io quay.io\n";
     assert_eq!(text, expected);
 }

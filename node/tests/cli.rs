@@ -73,7 +73,7 @@ fn serve_starts_nothing_for_a_mistake() {
     std::fs::write(&file, yaml).expect("writable");
     let output = millrace(&["serve", "--config", file.to_str().expect("text")]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("m.yml:2: auth: not supported"));
+    assert!(text(&output.stderr).contains("m.yml:2: auth.token: not supported"));
     assert!(!data.exists());
 }
 

@@ -243,7 +243,7 @@ fn the_registrys_own_file_is_accepted_as_it_stands() {
 }
 
 #[test]
-fn the_file_that_debian_installs_needs_only_its_auth_taken_away() {
+fn the_file_that_debian_installs_works_as_it_stands() {
     let yaml = "version: 0.1\nlog:\n  fields:\n    service: registry\nstorage:\n  cache:\n    \
         blobdescriptor: inmemory\n  filesystem:\n    rootdirectory: /var/lib/docker-registry\n  \
         delete:\n    enabled: true\nhttp:\n  addr: :5000\n  headers:\n    \
@@ -251,10 +251,14 @@ fn the_file_that_debian_installs_needs_only_its_auth_taken_away() {
         interval: 10s\n    threshold: 3\n";
     config(yaml);
     let with_auth = format!("{yaml}auth:\n  htpasswd:\n    realm: basic-realm\n    path: /etc/x\n");
-    let message = mistakes(&with_auth, &[]);
-    let start = "m.yml:21: auth: not supported by this version: ";
-    assert!(message.starts_with(start), "{message}");
-    assert_eq!(message.lines().count(), 1);
+    let htpasswd = config(&with_auth)
+        .auth
+        .htpasswd
+        .expect("users are asked for");
+    assert_eq!(
+        (htpasswd.realm.as_str(), htpasswd.path.to_str()),
+        ("basic-realm", Some("/etc/x"))
+    );
 }
 
 #[test]
@@ -381,17 +385,26 @@ const MISTAKES: &[(&str, &str)] = &[
       m.yml:4: proxy.password: upstreams.quay.io.password sets this as well; keep one of them"),
     // What is not there.
     ("auth: {token: {}}",
-     "m.yml:1: auth: not supported by this version: put a proxy that authenticates in front, or serve on a loopback \
-      address, and take auth away"),
-    ("http:\n  tls:\n    certificate: x",
-     "m.yml:2: http.tls: not supported by this version: put a proxy that terminates TLS in front, or serve on a loopback \
-      address"),
+     "m.yml:1: auth.token: not supported by this version: users are asked for by auth.htpasswd; or put a proxy that \
+      authenticates in front"),
+    ("auth: {silly: {realm: x}}",
+     "m.yml:1: auth.silly: not supported by this version: users are asked for by auth.htpasswd; or put a proxy that \
+      authenticates in front"),
+    ("http:\n  tls:\n    letsencrypt: {email: x}",
+     "m.yml:3: http.tls.letsencrypt: not supported by this version: this version takes certificates from files: \
+      http.tls.certificate and http.tls.key"),
+    ("http:\n  tls:\n    ciphersuites: [x]",
+     "m.yml:3: http.tls.ciphersuites: not supported by this version: the cipher suites are those that are safe; take \
+      http.tls.ciphersuites away"),
     ("http: {net: unix}",
      "m.yml:1: http.net: not supported by this version: only tcp listeners are there; take http.net away and set http.addr"),
     ("http: {prefix: /registry/}",
      "m.yml:1: http.prefix: not supported by this version: clients find the API under /v2/ only; take http.prefix away"),
     ("http: {local: {addr: ':1'}}",
-     "m.yml:1: http.local: not supported by this version: this version has one listener; use http.addr"),
+     "m.yml:1: http.local.addr: expected a loopback address or unix:/path, found `:1`: whoever reaches this listener \
+      reads without TLS and authentication"),
+    ("http: {local: {addr: 'unix:x.sock'}}",
+     "m.yml:1: http.local.addr: expected unix: and a path from the root, found `unix:x.sock`"),
     ("storage:\n  s3:\n    bucket: b",
      "m.yml:2: storage.s3: not supported by this version: data lives in storage.filesystem.rootdirectory only"),
     ("storage:\n  inmemory:",
@@ -410,9 +423,23 @@ const MISTAKES: &[(&str, &str)] = &[
     ("cluster: {advertise: '0.0.0.0:1'}",
      "m.yml:1: cluster.advertise: expected an address and a port that others can reach"),
     ("cluster: {deny: [build7]}", "m.yml:1: cluster.deny[0]: not a node id, expected 64 hexadecimal digits"),
-    ("upstreams: {a: {access: []}}",
-     "m.yml:1: upstreams.a.access: not supported by this version: every client that reaches the listener may read; \
-      take access away"),
+    ("upstreams: {a: {access: [{match: x}]}}", "m.yml:1: upstreams.a.access[0]: needs the key read"),
+    ("upstreams: {a: {access: [{match: x, read: ['user:ann']}]}}",
+     "m.yml:1: upstreams.a.access[0].read[0]: expected anyone, local, authenticated, a user or cert: and a name, found \
+      `user:ann`"),
+    ("http:\n  tls:\n    certificate: x", "m.yml:3: http.tls.certificate: needs http.tls.key beside it"),
+    ("http:\n  tls:\n    key: x", "m.yml:3: http.tls.key: needs http.tls.certificate beside it"),
+    ("http:\n  tls:\n    clientcas: [x]", "m.yml:3: http.tls.clientcas: needs http.tls.certificate beside it"),
+    ("http:\n  tls:\n    allow_plain: yes", "m.yml:3: http.tls.allow_plain: needs http.tls.certificate beside it"),
+    ("http: {tls: {certificate: x, key: y, clientauth: verify-client-cert-if-given}}",
+     "m.yml:1: http.tls.clientauth: needs http.tls.clientcas beside it"),
+    ("http: {tls: {certificate: x, key: y, clientcas: [z], clientauth: request-client-cert}}",
+     "m.yml:1: http.tls.clientauth: `request-client-cert` is not one of require-and-verify-client-cert, \
+      verify-client-cert-if-given"),
+    ("http: {tls: {certificate: x, key: y, minimumtls: tls1.0}}",
+     "m.yml:1: http.tls.minimumtls: `tls1.0` is not one of tls1.2, tls1.3"),
+    ("auth: {htpasswd: {path: /x}}", "m.yml:1: auth.htpasswd: needs the key realm"),
+    ("auth: {htpasswd: {realm: x}}", "m.yml:1: auth.htpasswd: needs the key path"),
     ("version: 0.2", "m.yml:1: version: not supported by this version: the only version of the format is 0.1"),
     // YAML.
     ("http: {}\nhttp: {}", "m.yml:2: not valid YAML: duplicate mapping key: http"),
@@ -529,14 +556,13 @@ const VARIABLE_MISTAKES: &[(&str, &str, &str)] = &[
     ("MILLRACE_CACHE_TAGS", "[{match: x, policy: y}]",
      "cache.tags[0].policy: `y` is not one of immutable, ttl, always"),
     ("REGISTRY_AUTH_HTPASSWD_PATH", "/x",
-     "auth: not supported by this version: put a proxy that authenticates in front, or serve on a loopback address, \
-      and take auth away"),
+     "auth.htpasswd: needs the key realm"),
     ("REGISTRY_STORAGE_S3_BUCKET", "x",
      "storage.s3: not supported by this version: data lives in storage.filesystem.rootdirectory only"),
     ("REGISTRY_STORAGE", "inmemory",
      "storage.inmemory: not supported by this version: data lives in storage.filesystem.rootdirectory only"),
     ("REGISTRY_HTTP_TLS_KEY", "/x",
-     "http.tls: not supported by this version: put a proxy that terminates TLS in front, or serve on a loopback address"),
+     "http.tls.key: needs http.tls.certificate beside it"),
     ("REGISTRY_PROXY_PASSWORD", "hunter2", "proxy.password: needs proxy.remoteurl beside it"),
 ];
 
@@ -655,6 +681,17 @@ fn the_example_shows_every_key_of_its_sections() {
         "replicas",
         "deny",
         "deny_file",
+        "access",
+        "access_ttl",
+        "access_grace",
+        "local",
+        "certificate",
+        "key",
+        "clientcas",
+        "clientauth",
+        "minimumtls",
+        "allow_plain",
+        "htpasswd",
         "formatter",
         "accesslog",
     ] {

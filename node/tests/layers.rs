@@ -11,16 +11,26 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     (
         "registry",
-        &["pull", "upstream", "store", "telemetry", "task", "units"],
+        &[
+            "pull",
+            "upstream",
+            "store",
+            "tls",
+            "telemetry",
+            "task",
+            "units",
+        ],
     ),
     (
         "admin",
         &[
+            "registry",
             "pull",
             "upstream",
             "peer",
             "cluster",
             "store",
+            "tls",
             "telemetry",
             "task",
             "units",
@@ -45,8 +55,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The sum of the rooms' settings: it knows their types and nothing else of them.
     (
         "config",
-        &["registry", "upstream", "cluster", "telemetry", "units"],
+        &[
+            "registry",
+            "upstream",
+            "cluster",
+            "tls",
+            "telemetry",
+            "units",
+        ],
     ),
+    ("tls", &[]),
     ("telemetry", &[]),
     ("task", &[]),
     ("units", &[]),

@@ -3,7 +3,7 @@
 //! What is away, limited, slow or failing has its own lines; what is quiet is only counted or
 //! named. Nothing is coloured: the text goes into mails and tickets as well.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
@@ -11,8 +11,9 @@ use super::Report;
 use crate::cluster::{self, MemberStatus, Standing, State};
 use crate::peer::PeerStatus;
 use crate::pull::{Source, TransferStatus};
-use crate::store;
+use crate::registry::auth;
 use crate::upstream::{self, BreakerState, EndpointStatus};
+use crate::{store, tls};
 
 /// Columns of a terminal on which no line wraps.
 const COLUMNS: usize = 100;
@@ -38,7 +39,16 @@ pub(super) fn render(report: &Report) -> String {
         time(node.uptime.as_secs()),
     ));
     for listener in &node.listeners {
-        page.line(format!("{:<10} {}", listener.name, listener.address));
+        page.line(format!(
+            "{:<10} {}: {}",
+            listener.name, listener.address, listener.admits
+        ));
+    }
+    if let Some(tls) = &node.tls {
+        render_tls(&mut page, tls);
+    }
+    if let Some(htpasswd) = &node.htpasswd {
+        render_users(&mut page, htpasswd);
     }
     if let Some(store) = &node.store {
         render_store(&mut page, store);
@@ -92,6 +102,35 @@ impl Page {
             line.push_str(word);
         }
         self.line(line);
+    }
+}
+
+fn date(unix_seconds: u64) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(unix_seconds))
+}
+
+fn render_users(page: &mut Page, htpasswd: &auth::Status) {
+    page.line(format!(
+        "users      {} in {}",
+        htpasswd.users,
+        htpasswd.path.display()
+    ));
+    if let Some(refused) = &htpasswd.refused {
+        page.line(
+            "           THE FILE HAS CHANGED AND CANNOT BE USED; the users stay as they were",
+        );
+        let line = format!("{}: {}", date(refused.at_unix_seconds), refused.message);
+        page.wrapped("           ", line.split_whitespace());
+    }
+}
+
+fn render_tls(page: &mut Page, tls: &tls::Status) {
+    let end = date(tls.not_after_unix_seconds);
+    page.line(format!("tls        the certificate is valid until {end}"));
+    if let Some(refused) = &tls.refused {
+        page.line("           THE FILES HAVE CHANGED AND CANNOT BE USED; the old ones stay");
+        let line = format!("{}: {}", date(refused.at_unix_seconds), refused.message);
+        page.wrapped("           ", line.split_whitespace());
     }
 }
 

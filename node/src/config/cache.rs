@@ -38,6 +38,15 @@ pub struct CacheConfig {
     /// How long an upstream's "not found" is believed, default 30 s, at most 60 s.
     #[serde(with = "units::duration")]
     pub negative_ttl: Duration,
+    /// How long an upstream's word is believed that a repository may be read with this node's
+    /// credentials, default 10 min. A refusal takes effect within this time; too short costs a
+    /// request for each pull.
+    #[serde(with = "units::duration")]
+    pub access_ttl: Duration,
+    /// How long it is believed while the upstream cannot be asked, default 3 days. Too short stops
+    /// builds in an outage, too long serves what was made private.
+    #[serde(with = "units::duration")]
+    pub access_grace: Duration,
     /// How long tags stay fresh, first match wins; after the rules of the upstream.
     pub tags: Vec<TagRule>,
 }
@@ -52,6 +61,8 @@ impl Default for CacheConfig {
             stale_away: Duration::from_secs(30 * 24 * 60 * 60),
             stale_denied: false,
             negative_ttl: Duration::from_secs(30),
+            access_ttl: Duration::from_secs(10 * 60),
+            access_grace: Duration::from_secs(3 * 24 * 60 * 60),
             tags: vec![TagRule {
                 pattern: "*".to_owned(),
                 policy: TagPolicy::Ttl,

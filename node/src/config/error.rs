@@ -189,6 +189,12 @@ pub enum Problem {
         /// The other key.
         other: String,
     },
+    /// A key that means nothing without another.
+    #[error("needs {other} beside it")]
+    Needs {
+        /// The other key.
+        other: &'static str,
+    },
     /// A value that is too large.
     #[error("more than {limit}")]
     TooLarge {

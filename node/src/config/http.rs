@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,14 +11,19 @@ use serde::Deserialize;
 use serde::de::Error as _;
 
 use crate::registry::UnavailableBlob;
-use crate::units;
+use crate::{tls, units};
 
 /// Settings of the clients' and the operators' door.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Where clients are answered, default `127.0.0.1:5000`. Anyone who reaches it may read.
+    /// Where clients are answered, default `127.0.0.1:5000`. Without authentication, anyone who
+    /// reaches it may read.
     pub addr: ListenAddr,
+    /// A further listener for this host, without TLS and authentication; none by default.
+    pub local: LocalConfig,
+    /// TLS on `addr`; none by default.
+    pub tls: tls::Config,
     /// How long running answers may take to finish after SIGTERM, default 30 s. Too short cuts
     /// pulls off, too long delays a restart.
     #[serde(with = "units::duration")]
@@ -32,10 +38,62 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             addr: ListenAddr::new("127.0.0.1", 5000),
+            local: LocalConfig::default(),
+            tls: tls::Config::default(),
             draintimeout: Duration::from_secs(30),
             unavailable_blob: UnavailableBlob::default(),
             debug: DebugConfig::default(),
         }
+    }
+}
+
+/// Settings of the listener for this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LocalConfig {
+    /// A loopback address, or `unix:` and the path of a socket; absent means no such listener.
+    pub addr: Option<LocalAddr>,
+}
+
+/// Where only this host comes in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalAddr {
+    /// A port on a loopback address.
+    Port(ListenAddr),
+    /// A socket in the file system.
+    Socket(PathBuf),
+}
+
+impl fmt::Display for LocalAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(addr) => addr.fmt(f),
+            Self::Socket(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LocalAddr {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let path = text
+            .strip_prefix("unix:")
+            .or(text.starts_with('/').then_some(&text));
+        if let Some(path) = path {
+            if path.starts_with('/') {
+                return Ok(Self::Socket(path.into()));
+            }
+            let message = format_args!("expected unix: and a path from the root, found `{text}`");
+            return Err(D::Error::custom(message));
+        }
+        let addr: ListenAddr = text.parse().map_err(D::Error::custom)?;
+        if addr.is_loopback() {
+            return Ok(Self::Port(addr));
+        }
+        Err(D::Error::custom(format_args!(
+            "expected a loopback address or unix:/path, found `{text}`: whoever reaches this \
+             listener reads without TLS and authentication"
+        )))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::upstream::TagRule;
+use crate::upstream::{AccessRule, TagRule};
 
 /// Settings of the pull room.
 #[derive(Clone, Debug)]
@@ -23,6 +23,15 @@ pub struct Config {
     pub stale_away: Duration,
     /// Whether a known answer may go out although the upstream now answers 401, 403 or 404.
     pub stale_denied: bool,
+    /// Access rules of each upstream by its name, first match wins.
+    pub access: HashMap<String, Vec<AccessRule>>,
+    /// Whether some upstream is asked with credentials.
+    pub has_credentials: bool,
+    /// How long the upstream's word is believed that a repository may be read with this node's
+    /// credentials; its refusal takes effect within this time.
+    pub access_ttl: Duration,
+    /// How long it is believed beyond while the upstream cannot be asked.
+    pub access_grace: Duration,
     /// How long a refusal is remembered; at most [`Config::MAX_NEGATIVE_TTL`].
     pub negative_ttl: Duration,
     /// How long a member of the same zone has to say what it holds, and any other at least.
@@ -51,6 +60,10 @@ impl Default for Config {
             stale_slow: Duration::from_secs(3_600),
             stale_away: Duration::from_secs(30 * 24 * 3_600),
             stale_denied: false,
+            access: HashMap::new(),
+            has_credentials: false,
+            access_ttl: Duration::from_secs(600),
+            access_grace: Duration::from_secs(3 * 24 * 3_600),
             negative_ttl: Duration::from_secs(30),
             holds_patience: Duration::from_millis(250),
             replicas: 1,

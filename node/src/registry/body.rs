@@ -66,6 +66,8 @@ pub(super) struct Access {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) user_agent: String,
+    /// The user whose password was right; no other name is written down.
+    pub(super) user: Option<Arc<str>>,
     pub(super) status: StatusCode,
     pub(super) source: &'static str,
     pub(super) began: Instant,
@@ -176,6 +178,7 @@ macro_rules! access_event {
             first_byte_ms = $access.first_byte.as_secs_f64() * 1e3,
             duration_ms = $access.began.elapsed().as_secs_f64() * 1e3,
             user_agent = $access.user_agent,
+            user = $access.user.as_deref(),
             $($field = $value,)?
             "request"
         )

@@ -17,13 +17,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Registry;
 use super::activity::Activity;
 use super::body::Body;
+use super::door::{Accepted, Terms};
+use super::greet::{Guest, greet};
+use super::stream::Stream;
 
 /// Bytes that the HTTP library reads ahead, and holds back of an answer before it writes them
 /// out. Bounds a request's head and what a client that goes away has cost for nothing; pieces of
@@ -36,11 +38,12 @@ pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// Most bytes that are read from a client after its connection has ended.
 const LINGER_BYTES: u64 = 1024 * 1024;
 
-/// A connection that has been accepted and not yet served.
+/// A connection at which requests may begin.
 #[derive(Debug)]
 pub(super) struct Connection {
     registry: Registry,
-    stream: TcpStream,
+    stream: Stream,
+    guest: Guest,
     open: Open,
 }
 
@@ -69,20 +72,38 @@ impl Drop for Open {
 }
 
 impl Connection {
-    pub(super) fn new(registry: Registry, stream: TcpStream, permit: OwnedSemaphorePermit) -> Self {
-        Self {
-            open: Open::new(registry.inner.metrics.open_connections.clone(), permit),
-            registry,
-            stream,
+    /// Takes a connection from its first byte to its end.
+    pub(super) async fn run(
+        registry: Registry,
+        terms: Arc<Terms>,
+        (accepted, permit): (Accepted, OwnedSemaphorePermit),
+        stopping: impl Future<Output = ()>,
+    ) {
+        let open = Open::new(registry.inner.metrics.open_connections.clone(), permit);
+        let mut stopping = std::pin::pin!(stopping);
+        let greeted = tokio::select! {
+            biased;
+            greeted = greet(accepted, &terms) => greeted,
+            () = &mut stopping => None,
+        };
+        if let Some((stream, peer)) = greeted {
+            let connection = Self {
+                registry,
+                stream,
+                guest: Guest { terms, peer },
+                open,
+            };
+            connection.serve(stopping).await;
         }
     }
 
     /// Serves requests until the client leaves, falls silent, or `stopping` has resolved and the
     /// running answer is out.
-    pub(super) async fn run(self, stopping: impl Future<Output = ()>) {
+    async fn serve(self, stopping: impl Future<Output = ()>) {
         let Self {
             registry,
             stream,
+            guest,
             open: _open,
         } = self;
         let activity = Arc::new(Activity::new(Instant::now()));
@@ -92,7 +113,7 @@ impl Connection {
         };
         let service = service_fn(|request| {
             activity.note_request();
-            let answer = registry.answer_on(request, Some(activity.clone()));
+            let answer = registry.answer_on(request, &guest, Some(activity.clone()));
             async move { Ok::<_, Infallible>(answer.await) }
         });
         let mut connection = http1::Builder::new()
@@ -172,7 +193,7 @@ async fn drive(
 }
 
 /// Ends a connection so that the client gets to see all that was sent.
-async fn linger(mut stream: TcpStream) {
+pub(super) async fn linger(mut stream: Stream) {
     if stream.shutdown().await.is_err() {
         return;
     }
@@ -185,7 +206,7 @@ async fn linger(mut stream: TcpStream) {
 /// A stream that tells its activity what moves.
 #[derive(Debug)]
 struct Watched {
-    stream: TcpStream,
+    stream: Stream,
     activity: Arc<Activity>,
 }
 

@@ -30,6 +30,7 @@ pub(super) struct Metrics {
     sent_bytes: Family<SourceLabel, Counter>,
     first_byte: Family<EndpointLabel, Histogram, fn() -> Histogram>,
     pub(super) open_connections: Gauge,
+    logins: Family<OutcomeLabel, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,6 +47,11 @@ struct SourceLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndpointLabel {
     endpoint: &'static str,
 }
@@ -57,6 +63,7 @@ impl Default for Metrics {
             sent_bytes: Family::default(),
             first_byte: Family::new_with_constructor(|| Histogram::new(FIRST_BYTE_SECONDS)),
             open_connections: Gauge::default(),
+            logins: Family::default(),
         }
     }
 }
@@ -83,6 +90,11 @@ impl Metrics {
             "Connections of clients",
             self.open_connections.clone(),
         );
+        registry.register(
+            "millrace_registry_logins",
+            "Requests where a password is needed, by what became of it",
+            self.logins.clone(),
+        );
     }
 
     /// Counts an answer whose head is ready `after` its request.
@@ -98,6 +110,11 @@ impl Metrics {
         self.first_byte
             .get_or_create(&EndpointLabel { endpoint })
             .observe(after.as_secs_f64());
+    }
+
+    /// Counts a request where a password is needed.
+    pub(super) fn count_login(&self, outcome: &'static str) {
+        self.logins.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
     /// Returns the counter of bytes that come from `source`.

@@ -8,7 +8,7 @@ use std::error::Error;
 use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName,
-    HeaderValue, USER_AGENT,
+    HeaderValue, USER_AGENT, WWW_AUTHENTICATE,
 };
 use http::{Method, StatusCode};
 use millrace_protocol::byte_range::ContentRange;
@@ -100,6 +100,8 @@ pub(super) enum Failure {
     Refused(ErrorCode, Option<String>),
     /// Only `GET` and `HEAD` exist here.
     Method,
+    /// A name and a password for this realm are needed, and were not sent or are wrong.
+    Login(String),
     /// The one range asked for is outside a blob of this size.
     Range(u64),
     /// The pull failed.
@@ -130,6 +132,11 @@ pub(super) fn respond(
             let mut answer = error(ErrorCode::Unsupported, None);
             let allowed = HeaderValue::from_static("GET, HEAD");
             answer.headers.insert(ALLOW, allowed);
+            answer
+        }
+        Failure::Login(realm) => {
+            let mut answer = error(ErrorCode::Unauthorized, None);
+            answer.headers.insert(WWW_AUTHENTICATE, challenge(realm));
             answer
         }
         Failure::Range(size) => unsatisfiable(*size),
@@ -172,6 +179,20 @@ fn hides_outage(policy: UnavailableBlob, request_headers: &HeaderMap) -> bool {
             .get(USER_AGENT)
             .is_some_and(|agent| agent.as_bytes().starts_with(b"docker/")),
     }
+}
+
+/// Source: RFC 7617. Basic and not Bearer, which some clients mix up between registries
+/// (CLIENT-CONTRACT A3).
+fn challenge(realm: &str) -> HeaderValue {
+    let mut value = "Basic realm=\"".to_owned();
+    for c in realm.chars() {
+        if matches!(c, '"' | '\\') {
+            value.push('\\');
+        }
+        value.push(c);
+    }
+    value.push('"');
+    HeaderValue::try_from(value).unwrap_or_else(|_| HeaderValue::from_static("Basic realm=\"\""))
 }
 
 fn error(code: ErrorCode, detail: Option<&str>) -> Answer {
@@ -320,6 +341,12 @@ mod tests {
             assert_eq!(blob("containerd/2.1"), "503 UNAVAILABLE");
             assert_eq!(blob("docker/29.0 go/1.24"), "404 BLOB_UNKNOWN");
         }
+    }
+
+    #[test]
+    fn a_realm_stays_within_its_quotes() {
+        assert_eq!(challenge("a \"b\\"), "Basic realm=\"a \\\"b\\\\\"");
+        assert_eq!(challenge("a\nb"), "Basic realm=\"\"");
     }
 
     #[test]

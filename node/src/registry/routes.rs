@@ -15,7 +15,9 @@ use crate::pull::{Origin, Source};
 use crate::upstream::Upstream;
 
 use super::activity::Activity;
+use super::auth::{Caller, Htpasswd, Refused};
 use super::body::{Access, Body, Content};
+use super::greet::Guest;
 use super::metrics::Answered;
 use super::respond::{self, API_VERSION, Answer, Failure, OCI_NAMESPACE};
 use super::{Registry, blobs, manifests, referrers, tags};
@@ -25,6 +27,7 @@ struct Asked<'a> {
     is_head: bool,
     headers: &'a HeaderMap,
     query: Option<&'a str>,
+    caller: &'a Caller,
 }
 
 impl Registry {
@@ -34,22 +37,29 @@ impl Registry {
     /// Dropping the future, or the answer's body, removes a waiter and nothing else.
     /// Source: OCI Distribution Spec v1.1.1, "Endpoints".
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
-        self.answer_on(request, None).await
+        self.answer_on(request, &Guest::default(), None).await
     }
 
     /// Answers a request of a connection, whose `activity` is told when the answer has ended.
     pub(super) async fn answer_on<B>(
         &self,
         request: Request<B>,
+        guest: &Guest,
         activity: Option<Arc<Activity>>,
     ) -> Response<Body> {
         let began = Instant::now();
         let (request, _unread) = request.into_parts();
-        let (endpoint, mut answer) = match decode_path(request.uri.path()) {
-            Some(path) => self.route(&request, &path).await,
-            None => {
+        let admitted = Caller::admit(guest, &request.headers, &self.inner.metrics).await;
+        let caller = admitted.as_ref().unwrap_or(&Caller::NOBODY);
+        let (endpoint, mut answer) = match (&admitted, decode_path(request.uri.path())) {
+            (Ok(caller), Some(path)) => self.route(&request, &path, caller).await,
+            (Ok(_), None) => {
                 let failure = Failure::code(ErrorCode::NameInvalid);
                 ("unknown", self.fail(&failure, &request.headers))
+            }
+            (Err(refused), _) => {
+                let failure = refusal(*refused, guest);
+                ("refused", self.fail(&failure, &request.headers))
             }
         };
         let version = HeaderValue::from_static("registry/2.0");
@@ -79,6 +89,7 @@ impl Registry {
             Box::new(Access {
                 path: request.uri.path().to_owned(),
                 user_agent: user_agent(&request.headers),
+                user: caller.user.clone(),
                 method: request.method,
                 status: answer.status,
                 source: answer.source.map_or("none", Source::as_str),
@@ -95,7 +106,12 @@ impl Registry {
     }
 
     /// Takes the URL apart and chooses the handler; also returns the endpoint's name in metrics.
-    async fn route(&self, request: &http::request::Parts, path: &str) -> (&'static str, Answer) {
+    async fn route(
+        &self,
+        request: &http::request::Parts,
+        path: &str,
+        caller: &Caller,
+    ) -> (&'static str, Answer) {
         let upstreams = &self.inner.upstreams;
         let query = request.uri.query();
         let route = Route::parse(path, query, |name| upstreams.find(name));
@@ -103,6 +119,7 @@ impl Registry {
             is_head: request.method == Method::HEAD,
             headers: &request.headers,
             query,
+            caller,
         };
         let endpoint = label(&route.endpoint);
         let result = if respond::is_allowed(&request.method) {
@@ -151,8 +168,9 @@ impl Registry {
             )),
             (Endpoint::Catalog, _) => {
                 let upstream = self.upstream(route).map(Upstream::name);
-                let puller = &self.inner.puller;
-                Ok(tags::catalog(puller, upstream, route, asked.query).await)
+                let mut names = self.inner.puller.repositories().await;
+                names.retain(|name| self.may_list(name, asked.caller));
+                Ok(tags::catalog(&names, upstream, route, asked.query))
             }
             (
                 Endpoint::Repository {
@@ -170,9 +188,25 @@ impl Registry {
                     repository: upstream.canonical(repository),
                     upstream: upstream.clone(),
                 };
+                if !self
+                    .inner
+                    .puller
+                    .permits(&origin, &asked.caller.for_rules())
+                {
+                    return Err(kept_back(resource));
+                }
                 self.content(route, (name, resource), &origin, asked).await
             }
         }
+    }
+
+    fn may_list(&self, name: &str, caller: &Caller) -> bool {
+        let (upstream, _) = name.split_once('/').unwrap_or((name, ""));
+        let upstream = self.inner.upstreams.find(upstream);
+        // Of an upstream that is not there any more nothing is known, so nothing is told.
+        let is_anonymous = upstream.is_some_and(|upstream| upstream.credential().is_anonymous());
+        let puller = &self.inner.puller;
+        puller.may_list(name, is_anonymous, &caller.for_rules())
     }
 
     async fn content(
@@ -208,6 +242,34 @@ impl Registry {
             Resource::Upload => Err(Failure::code(ErrorCode::BlobUploadUnknown)),
         }
     }
+}
+
+/// What a client is told that is not let in: the same at every endpoint.
+fn refusal(refused: Refused, guest: &Guest) -> Failure {
+    match refused {
+        Refused::Credentials => {
+            let htpasswd = guest.terms.admission.htpasswd.as_ref();
+            Failure::Login(htpasswd.map_or("", Htpasswd::realm).to_owned())
+        }
+        Refused::Certificate => Failure::because(
+            ErrorCode::Denied,
+            "a client certificate is needed, and https",
+        ),
+        Refused::Busy => Failure::because(
+            ErrorCode::Unavailable,
+            "too many passwords are waiting to be verified",
+        ),
+    }
+}
+
+/// What a client is told of a repository that it may not read: the same whether it exists or not,
+/// and what sends the client on.
+fn kept_back(resource: &Resource) -> Failure {
+    Failure::code(match resource {
+        Resource::Blob(_) => ErrorCode::BlobUnknown,
+        Resource::Upload => ErrorCode::BlobUploadUnknown,
+        Resource::Manifest(_) | Resource::Tags | Resource::Referrers(_) => ErrorCode::NameUnknown,
+    })
 }
 
 fn label(endpoint: &Endpoint<'_>) -> &'static str {

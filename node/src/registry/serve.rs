@@ -3,48 +3,29 @@
 //! When it does, the listener is closed at once, so that new connections are refused and clients
 //! go elsewhere (CLIENT-CONTRACT F7); running answers may finish.
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::task::Tasks;
 
 use super::Registry;
 use super::connection::{Connection, LINGER};
-
-/// Connections that may wait to be accepted: a fleet that starts one pipeline arrives at once.
-const BACKLOG: u32 = 4096;
+use super::door::{Accepted, Door, Listener};
 
 /// Pause after accepting has failed. The usual reason is that the process has no descriptor left,
 /// which another try at once does not change.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Binds an address for [`Registry::serve`].
-///
-/// # Errors
-/// The address is in use, or not this machine's.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    // A restart must not wait for connections of the previous run to be forgotten.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
 impl Registry {
-    /// Starts to answer on these listeners, and returns.
-    pub fn serve(&self, listeners: Vec<TcpListener>) -> Running {
+    /// Starts to answer at these doors, and returns.
+    pub fn serve<D: Into<Door>>(&self, doors: Vec<D>) -> Running {
         let tasks = Tasks::default();
-        let free = Arc::new(Semaphore::new(self.inner.config.max_connections));
-        for listener in listeners {
-            let accepting = accept(self.clone(), listener, free.clone(), tasks.clone());
+        for door in doors {
+            // Each its own: a crowd at the public door must not keep this host's builds waiting.
+            let free = Arc::new(Semaphore::new(self.inner.config.max_connections));
+            let accepting = accept(self.clone(), door.into(), free, tasks.clone());
             tasks.spawn(tracing::info_span!("registry"), accepting);
         }
         Running {
@@ -75,7 +56,9 @@ impl Running {
     }
 }
 
-async fn accept(registry: Registry, listener: TcpListener, free: Arc<Semaphore>, tasks: Tasks) {
+async fn accept(registry: Registry, door: Door, free: Arc<Semaphore>, tasks: Tasks) {
+    let Door { listener, terms } = door;
+    let terms = Arc::new(terms);
     let mut stopping = std::pin::pin!(tasks.stopping());
     loop {
         let next = async {
@@ -83,29 +66,22 @@ async fn accept(registry: Registry, listener: TcpListener, free: Arc<Semaphore>,
             let permit = permit.expect("the semaphore is never closed");
             (permit, accept_one(&listener).await)
         };
-        let (permit, stream) = tokio::select! {
+        let (permit, accepted) = tokio::select! {
             biased;
             () = &mut stopping => return,
             accepted = next => accepted,
         };
-        let connection = Connection::new(registry.clone(), stream, permit);
-        let stopping = tasks.stopping();
-        tasks.spawn(tracing::Span::none(), connection.run(stopping));
+        let (registry, terms) = (registry.clone(), Arc::clone(&terms));
+        let running = Connection::run(registry, terms, (accepted, permit), tasks.stopping());
+        tasks.spawn(tracing::Span::none(), running);
     }
 }
 
 /// Accepts a connection, however often that fails.
-async fn accept_one(listener: &TcpListener) -> TcpStream {
+async fn accept_one(listener: &Listener) -> Accepted {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                // Heads and the last piece of a body must not wait for the client's
-                // acknowledgement of the piece before.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot set TCP_NODELAY");
-                }
-                return stream;
-            }
+            Ok(accepted) => return accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

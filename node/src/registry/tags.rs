@@ -106,16 +106,15 @@ fn select<'a>(
     (names, next)
 }
 
-/// Answers with a page of the repositories that content came from; those of one upstream, by the
-/// names they have there, if the request names one.
-pub(super) async fn catalog<U>(
-    puller: &Puller,
+/// Answers with a page of `repositories`, written as `upstream/repository`; those of one upstream,
+/// by the names they have there, if the request names one.
+pub(super) fn catalog<U>(
+    repositories: &[String],
     upstream: Option<&str>,
     route: &Route<'_, U>,
     query: Option<&str>,
 ) -> Answer {
     let wish = Wish::of(query);
-    let repositories = puller.repositories().await;
     let mut names: Vec<&str> = repositories
         .iter()
         .filter_map(|name| match upstream {

@@ -135,7 +135,7 @@ impl Inner {
     }
 
     /// Changes a sidecar if it exists; content that was evicted has none.
-    fn update_sidecar(
+    pub(super) fn update_sidecar(
         self: &Arc<Self>,
         digest: &Digest,
         change: impl FnOnce(&mut Sidecar),

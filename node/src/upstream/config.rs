@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use millrace_protocol::access::Reader;
 use serde::Deserialize;
 use url::Url;
 
@@ -65,6 +66,9 @@ pub struct UpstreamConfig {
     pub enabled: bool,
     /// How long its tags stay fresh, first match wins; before the default rules of the cache.
     pub tags: Vec<TagRule>,
+    /// Who may read which of its repositories, first match wins. Without a match, what is fetched
+    /// anonymously is for everybody, what is fetched with credentials for `local` and `authenticated`.
+    pub access: Vec<AccessRule>,
 }
 
 impl Default for UpstreamConfig {
@@ -85,6 +89,7 @@ impl Default for UpstreamConfig {
             token_hosts: Vec::new(),
             enabled: true,
             tags: Vec::new(),
+            access: Vec::new(),
         }
     }
 }
@@ -138,6 +143,17 @@ pub struct TagRule {
     /// Age up to which a `ttl` tag is fresh; absent means the cache's default.
     #[serde(default, with = "crate::units::duration")]
     pub ttl: Option<Duration>,
+}
+
+/// Who may read the repositories that match a pattern; applied by `pull`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRule {
+    /// Pattern over the repository, in which `*` matches anything, slashes included.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// Who may read; nobody when it is empty.
+    pub read: Vec<Reader>,
 }
 
 /// What may be done with the cached answer for a tag.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Once;
 
 use millrace::pull::{self, Puller};
-use millrace::registry::{self, Registry, Running};
+use millrace::registry::{self, Registry, Running, Terms};
 use millrace::store::{self, Store};
 use millrace::task::Tasks;
 use millrace::upstream::{self, Upstreams};
@@ -42,12 +42,12 @@ pub(crate) async fn open() -> Door {
 
 /// Opens a door.
 pub(crate) async fn open_with(config: registry::Config) -> Door {
-    static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| {
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .expect("the first provider");
-    });
+    open_on(config, Terms::default()).await
+}
+
+/// Opens a door on these terms.
+pub(crate) async fn open_on(config: registry::Config, terms: Terms) -> Door {
+    provider();
     let upstream = Fake::start(answer).await;
     let (tasks, folder) = (Tasks::default(), TempDir::new().expect("a folder"));
     let upstreams = Upstreams::new(&upstream_config(&upstream), &tasks).expect("sets up");
@@ -62,7 +62,7 @@ pub(crate) async fn open_with(config: registry::Config) -> Door {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = registry::listen(any).expect("a free port");
     let address = listener.local_addr().expect("bound");
-    let running = registry.serve(vec![listener]);
+    let running = registry.serve(vec![registry::Door::new(listener, terms)]);
     Door {
         address,
         upstream,
@@ -70,6 +70,16 @@ pub(crate) async fn open_with(config: registry::Config) -> Door {
         running,
         _folder: folder,
     }
+}
+
+/// Installs the crypto of this process, once.
+pub(crate) fn provider() {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .expect("the first provider");
+    });
 }
 
 fn upstream_config(fake: &Fake) -> upstream::Config {

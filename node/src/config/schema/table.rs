@@ -99,12 +99,12 @@ const HTTP1: &str = "clients of registries speak HTTP/1.1";
 const NO_HOOKS: &str = "log lines go to standard error; collect them there";
 const NO_REPORTING: &str = "errors are in the log and in the metrics";
 
-const TLS: &str = "put a proxy that terminates TLS in front, or serve on a loopback address";
-const AUTH: &str = "put a proxy that authenticates in front, or serve on a loopback address, \
-                    and take auth away";
+const ACME: &str =
+    "this version takes certificates from files: http.tls.certificate and http.tls.key";
+const CIPHERS: &str = "the cipher suites are those that are safe; take http.tls.ciphersuites away";
+const AUTH: &str =
+    "users are asked for by auth.htpasswd; or put a proxy that authenticates in front";
 const MIDDLEWARE: &str = "take middleware away; content is always served from this node's disk";
-const LOCAL: &str = "this version has one listener; use http.addr";
-const ACCESS: &str = "every client that reaches the listener may read; take access away";
 const NET: &str = "only tcp listeners are there; take http.net away and set http.addr";
 const PREFIX: &str = "clients find the API under /v2/ only; take http.prefix away";
 const VERSION: &str = "the only version of the format is 0.1";
@@ -155,7 +155,12 @@ pub(in crate::config) const KEYS: &[Key] = &[
     reg("storage.maintenance.readonly.enabled", Value),
     reg("storage.tag", Ignored("tags are answered by the upstream")),
     reg("storage.tag.concurrencylimit", Value),
-    reg("auth", Refused(AUTH)),
+    reg("auth", Section),
+    reg("auth.htpasswd", Section),
+    reg("auth.htpasswd.realm", Value),
+    reg("auth.htpasswd.path", Value),
+    reg("auth.silly", Refused(AUTH)),
+    reg("auth.token", Refused(AUTH)),
     reg("middleware", Refused(MIDDLEWARE)),
     reg("reporting", Ignored(NO_REPORTING)),
     reg("reporting.bugsnag", Section),
@@ -181,8 +186,17 @@ pub(in crate::config) const KEYS: &[Key] = &[
     ),
     reg("http.draintimeout", Value),
     own("http.unavailable_blob", Value),
-    own("http.local", Refused(LOCAL)),
-    reg("http.tls", Refused(TLS)),
+    own("http.local", Section),
+    own("http.local.addr", Value),
+    reg("http.tls", Section),
+    reg("http.tls.certificate", Value),
+    reg("http.tls.key", Value),
+    reg("http.tls.clientcas", List),
+    reg("http.tls.clientauth", Value),
+    reg("http.tls.minimumtls", Value),
+    reg("http.tls.ciphersuites", Refused(CIPHERS)),
+    reg("http.tls.letsencrypt", Refused(ACME)),
+    own("http.tls.allow_plain", Value),
     reg(
         "http.headers",
         Open("the headers of answers are fixed by the registry API"),
@@ -280,7 +294,9 @@ pub(in crate::config) const KEYS: &[Key] = &[
     own("upstreams.*.tags[].match", Value),
     own("upstreams.*.tags[].policy", Value),
     own("upstreams.*.tags[].ttl", Value),
-    own("upstreams.*.access", Refused(ACCESS)),
+    own("upstreams.*.access", Items),
+    own("upstreams.*.access[].match", Value),
+    own("upstreams.*.access[].read", List),
     own("cache", Section),
     own("cache.max_size", Value),
     own("cache.min_free", Value),
@@ -289,6 +305,8 @@ pub(in crate::config) const KEYS: &[Key] = &[
     own("cache.stale_away", Value),
     own("cache.stale_denied", Value),
     own("cache.negative_ttl", Value),
+    own("cache.access_ttl", Value),
+    own("cache.access_grace", Value),
     own("cache.tags", Items),
     own("cache.tags[].match", Value),
     own("cache.tags[].policy", Value),
