@@ -386,6 +386,21 @@ async fn a_restarted_peer_is_asked_again() {
 }
 
 #[tokio::test]
+async fn two_nodes_of_one_identity_take_nothing_down() {
+    let (a, b) = pair();
+    let twin = b.twin();
+    twin.members.set(vec![a.member(), twin.member()]);
+    for _ in 0..5 {
+        // Each replaces the connection of the other, so an answer may be lost on the way.
+        let _ = tokio::join!(ask(&b, a.id), ask(&twin, a.id), ask(&a, b.id));
+    }
+    let c = Node::start(&quick());
+    introduce(&[&a, &b, &c]);
+    ask(&c, a.id).await.expect("answered");
+    ask(&c, b.id).await.expect("answered");
+}
+
+#[tokio::test]
 async fn without_a_slot_others_are_named() {
     let config = Config {
         uploads: NonZeroU16::MIN,

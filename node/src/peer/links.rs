@@ -241,8 +241,11 @@ impl Links {
         link.add(dialler, connection.clone());
         self.metrics.connections.inc();
         self.share_windows();
-        // The view may have changed since the handshake, before the link was in the table.
-        if self.members.view().member(&link.peer).is_none() {
+        // The view may have changed since the handshake; and a link that is not in the table any
+        // more would never be cut.
+        let known = self.known(&link.peer);
+        let is_known = known.is_some_and(|known| Arc::ptr_eq(&known, link));
+        if !is_known || self.members.view().member(&link.peer).is_none() {
             self.cut(link);
         }
         let (links, link) = (self.clone(), link.clone());
@@ -294,7 +297,13 @@ impl Links {
     fn cut(&self, link: &Link) {
         info!(peer.id = %link.peer, "node is no member any more, its connections are closed");
         link.close(Close::Removed);
-        self.table.lock().remove(&link.peer);
+        let mut table = self.table.lock();
+        if table
+            .get(&link.peer)
+            .is_some_and(|l| std::ptr::eq(&**l, link))
+        {
+            table.remove(&link.peer);
+        }
     }
 
     /// Follows the views until the node stops.

@@ -101,6 +101,11 @@ impl Node {
         }
     }
 
+    /// Starts another node with the identity of this one, as a copied data folder would.
+    pub(crate) fn twin(&self) -> Self {
+        Self::start_in(self.folder.clone(), &quick(), self.generation)
+    }
+
     /// Ends the process, as far as peers can tell, and starts it again at the same address.
     pub(crate) async fn crash_and_restart(self) -> Self {
         let listen = self.address();
