@@ -20,7 +20,7 @@ mod noise;
 
 use layout::Layout;
 pub(crate) use layout::ROOT_NAME;
-pub(crate) use noise::Noise;
+pub use noise::Noise;
 
 /// Media type of an image manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -6,12 +6,13 @@ use std::io::{self, Read};
 
 /// An endless stream of pseudo-random bytes (SplitMix64).
 #[derive(Debug)]
-pub(crate) struct Noise {
+pub struct Noise {
     state: u64,
 }
 
 impl Noise {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// Starts the stream that follows from `seed`.
+    pub fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 
