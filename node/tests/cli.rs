@@ -101,3 +101,18 @@ fn status_of_no_node_is_a_clear_error() {
         "{stderr}"
     );
 }
+
+#[test]
+fn secret_prints_one_that_a_cluster_takes_and_never_the_same() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let made = [(); 2].map(|()| text(&millrace(&["secret"]).stdout));
+    assert_ne!(made[0], made[1]);
+    let secret = made[0].trim();
+    assert!(secret.len() >= 32 && !secret.contains(char::is_whitespace));
+    let yaml = format!("cluster: {{listen: '10.0.0.1:5050', secret: '{secret}', zone: fra1}}");
+    let (status, stdout, stderr) = check(folder.path(), &yaml);
+    assert_eq!((status, stderr.as_str()), (Some(0), ""));
+    let line = "cluster    10.0.0.1:5050, zone fra1, waits to be joined";
+    assert!(stdout.lines().any(|found| found == line), "{stdout}");
+    assert!(!stdout.contains(secret));
+}

@@ -206,6 +206,26 @@ async fn one_that_is_denied_while_it_runs_is_cut_everywhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_joins_itself_has_nobody_to_wait_for() {
+    let site = Site::new();
+    let one = site.host("1", &[]);
+    let address = one.address();
+    one.crash().await;
+    let mut config = site.config(&[address]);
+    config.listen = Some(address);
+    let one = Host::start(&site.path("1"), &config).expect("started");
+    let start = Instant::now();
+    one.cluster.first_view().await;
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(one.members(), ids(&[&one]));
+    assert_eq!(one.cluster.status().state, State::Running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_copied_data_folder_is_noticed_and_the_cluster_goes_on() {
     let site = Site::new();
     let one = site.host("1", &[]);

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use libp2p::Swarm;
 use libp2p::futures::StreamExt as _;
-use libp2p::swarm::ConnectionId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError};
 use millrace_protocol::membership::{
     ANNOUNCE_EVERY, Announcement, Contact, Greeting, Membership, Presence, TICK_EVERY, encode,
 };
@@ -155,7 +155,7 @@ impl Driver {
         let membership = &self.membership;
         let connected = |id: &NodeId| membership.is_connected(id);
         for address in self.progress.joining.poll_dials(now, connected) {
-            self.dial_join(address, now);
+            self.dial_join(address);
         }
         if self.progress.ticks.is_multiple_of(TICKS_PER_ANNOUNCEMENT) {
             self.announce(Presence::Here);
@@ -227,7 +227,7 @@ impl Driver {
     }
 
     fn dial_member(&mut self, contact: &Contact, now: Instant) {
-        let dialled = peer_id(&contact.id).is_some_and(|peer| {
+        let dialling = peer_id(&contact.id).is_some_and(|peer| {
             let addresses = contact.addresses.iter().copied().map(tcp).collect();
             // From a port of its own: two nodes that dial each other from the ports on which they
             // listen would end up with one connection that both believe to have dialled.
@@ -236,29 +236,26 @@ impl Driver {
                 .condition(PeerCondition::Disconnected)
                 .allocate_new_port()
                 .build();
-            self.dial(options, Dial::Member(contact.id))
+            self.dial(options, Dial::Member(contact.id)).is_ok()
         });
-        if !dialled {
+        if !dialling {
             self.membership.handle_dial_failed(contact.id, now);
         }
     }
 
-    fn dial_join(&mut self, address: SocketAddr, now: Instant) {
+    fn dial_join(&mut self, address: SocketAddr) {
         let options = DialOpts::unknown_peer_id();
         let options = options.address(tcp(address)).allocate_new_port().build();
-        if !self.dial(options, Dial::Join(address)) {
-            let error = "too many dials under way".to_owned();
-            self.progress.joining.failed(address, error, now);
+        if let Err(error) = self.dial(options, Dial::Join(address)) {
+            self.handle_dial_failed(Dial::Join(address), &error);
         }
     }
 
-    fn dial(&mut self, options: DialOpts, purpose: Dial) -> bool {
+    fn dial(&mut self, options: DialOpts, purpose: Dial) -> Result<(), DialError> {
         let connection = options.connection_id();
-        let dialling = self.swarm.dial(options).is_ok();
-        if dialling {
-            self.progress.dials.insert(connection, purpose);
-        }
-        dialling
+        self.swarm.dial(options)?;
+        self.progress.dials.insert(connection, purpose);
+        Ok(())
     }
 
     fn cut(&mut self, id: &NodeId) {

@@ -117,11 +117,12 @@ impl Driver {
         }
     }
 
-    fn handle_dial_failed(&mut self, dial: Dial, error: &DialError) {
+    pub(super) fn handle_dial_failed(&mut self, dial: Dial, error: &DialError) {
         let now = Instant::now();
         match (dial, error) {
             (Dial::Member(id), _) => self.membership.handle_dial_failed(id, now),
-            (Dial::Join(address), DialError::LocalPeerId { .. }) => {
+            // libp2p leaves out the addresses that it listens on itself.
+            (Dial::Join(address), DialError::LocalPeerId { .. } | DialError::NoAddresses) => {
                 self.progress.joining.is_mine(address);
             }
             (Dial::Join(address), _) if is_myself(error) => {
