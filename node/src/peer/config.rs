@@ -29,8 +29,8 @@ pub struct Config {
     /// How long a peer may take in nothing of what is sent to it before the stream is given up,
     /// so that it cannot keep an upload slot. Default 10 s.
     pub stall: Duration,
-    /// How long a peer is left alone after the first failed connect; doubles up to
-    /// [`MAX_BACK_OFF`]. Default 1 s.
+    /// How long a peer is left alone after the first failed connect; doubles up to 30 s. Default
+    /// 1 s.
     pub back_off: Duration,
 }
 
