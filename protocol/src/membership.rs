@@ -662,6 +662,27 @@ mod tests {
     const POLITE: Duration = Duration::from_secs(1);
 
     #[test]
+    fn a_node_that_was_stopped_itself_blames_nobody_for_the_silence() {
+        let (mut membership, now) = start();
+        membership.handle_announcement(OTHER, announcement(1, 1), now);
+        membership.handle_tick(now);
+        let standing = |membership: &Membership| membership.member(&OTHER).map(|m| m.standing);
+        let mut later = now + Duration::from_secs(60);
+        membership.handle_tick(later);
+        assert_eq!(standing(&membership), Some(Standing::Alive));
+        while later < now + Duration::from_secs(60) + SUSPECT_AFTER {
+            later += TICK_EVERY;
+            membership.handle_tick(later);
+        }
+        let suspect = Standing::Suspect(Suspicion::Silent, later);
+        assert_eq!(
+            standing(&membership),
+            Some(suspect),
+            "what comes after counts"
+        );
+    }
+
+    #[test]
     fn only_what_others_decide_by_counts_as_change() {
         let (mut membership, now) = start();
         membership.handle_announcement(OTHER, announcement(1, 1), now);
