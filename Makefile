@@ -1,6 +1,6 @@
 # make test    installs what the tests use, builds, runs every test of the workspace
 # make lint    format, clippy, docs, licences and sources of dependencies, unused dependencies
-# make bench   the benchmark against docker-registry and nginx
+# make bench   the benchmarks: one node against docker-registry and nginx, two nodes against TLS
 
 .PHONY: test lint bench test-tools lint-tools
 
