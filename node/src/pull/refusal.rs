@@ -52,9 +52,9 @@ pub(super) fn refusal(origin: Option<&Origin>, error: &PullError) -> Refusal {
             let millis = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
             Refusal::RateLimited(name, millis)
         }
-        PullError::Fetch(error) => Refusal::Unavailable(name, error.to_string()),
+        PullError::Fetch(error) => Refusal::unavailable(name, error.to_string()),
         PullError::Incomplete { .. } | PullError::Late { .. } => {
-            Refusal::Unavailable(name, error.to_string())
+            Refusal::unavailable(name, error.to_string())
         }
         PullError::Corrupt { .. } => Refusal::Corrupt,
         PullError::Unconfigured => Refusal::Unconfigured,
