@@ -54,7 +54,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::time::Instant;
 
-pub use blob::{BlobBody, OpenBlob};
+pub use blob::{BlobBody, OpenBlob, Piece};
 pub use config::Config;
 pub use error::PullError;
 pub use listing::{ReferrersAnswer, TagsAnswer};

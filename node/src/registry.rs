@@ -4,7 +4,7 @@
 //! begins one, `connection` carries its `stream` and `activity` watches it; `auth` knows who asks; `routes` takes the URL apart and chooses `manifests`, `blobs`
 //! (with `multipart`), `tags` or `referrers`, which ask the pull room; `conditional` knows
 //! validators; `respond` turns every failure into what moves this client on; `body` counts the
-//! bytes on their way out and writes the access log.
+//! bytes on their way out and writes the access log; `outlet` sends files past the HTTP library.
 //!
 //! This room decides nothing about where content comes from, and reads nothing that a client
 //! sends beside the head of its requests.
@@ -21,6 +21,7 @@ mod greet;
 mod manifests;
 mod metrics;
 mod multipart;
+mod outlet;
 mod referrers;
 mod respond;
 mod routes;
@@ -37,6 +38,7 @@ pub use auth::{Admission, Htpasswd};
 pub use body::Body;
 pub use config::{Config, UnavailableBlob};
 pub use door::{Door, Listener, Terms, UnixDoor, listen, listen_unix};
+pub use outlet::Outgoing;
 pub use serve::Running;
 
 use metrics::Metrics;

@@ -47,7 +47,7 @@ pub use config::Config;
 pub use error::StoreError;
 pub use links::Record;
 pub use part::{Part, PartWriter};
-pub use read::FileReader;
+pub use read::{FileRange, FileReader};
 pub use sidecar::{Provenance, Sidecar, TagClaim};
 pub use space::Limits;
 pub use tags::{TagName, TagRecord};

@@ -5,6 +5,8 @@ mod door;
 #[path = "upstream/fake.rs"]
 #[expect(dead_code, reason = "the upstreams' tests use more of it")]
 mod fake;
+#[path = "registry/large.rs"]
+mod large;
 #[path = "registry/wire.rs"]
 mod wire;
 

@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::stream::{self, Stream, StreamExt};
-use http_body::Frame;
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use millrace_protocol::oci::Digest;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
-use crate::store::BlobFile;
+use crate::store::{BlobFile, FileRange, FileReader};
 
 use super::error::PullError;
 use super::origin::{Origin, Source};
 use super::transfer::{State, Step, Waiter};
+
+/// From how many bytes on a file is lent: for fewer the copy costs less than a system call of
+/// their own.
+const LEND_BYTES: u64 = 64 * 1024;
 
 /// How often a waiting reader asks itself whether its bytes are far away.
 const HURRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -119,27 +122,31 @@ impl OpenBlob {
     /// Dropping the future, or the result, removes a reader and nothing else.
     /// Source: OCI Distribution Spec end-2; RFC 9110 section 14.
     pub async fn read(&self, range: Range<u64>) -> Result<BlobBody, PullError> {
-        let mut reader = match &self.content {
-            Content::Stored(blob) => Reader::Stored {
-                blob: Arc::clone(blob),
-                range: range.start..range.end.min(blob.size()),
-            },
+        let (supply, range) = match &self.content {
+            Content::Stored(blob) => {
+                let end = range.end.min(blob.size());
+                (Supply::Stored(Arc::clone(blob)), range.start..end)
+            }
             Content::Growing(waiter) => {
                 if waiter.transfer.state().is_out_of_window(range.start) {
                     return self.read_past(range).await;
                 }
-                Reader::Growing {
-                    watch: waiter.transfer.watch(),
-                    waiter: Arc::clone(waiter),
-                    range,
-                }
+                let watch = waiter.transfer.watch();
+                (Supply::Growing(watch, Arc::clone(waiter)), range)
             }
         };
+        let mut reader = Reader {
+            supply,
+            range,
+            lends: false,
+        };
         let first = in_time(self.deadline, reader.next()).await??;
-        let rest = stream::try_unfold(reader, |mut reader| async move {
-            Ok(reader.next().await?.map(|bytes| (bytes, reader)))
-        });
-        Ok(BlobBody::new(stream::iter(first.map(Ok)).chain(rest)))
+        Ok(BlobBody {
+            first,
+            unread: Some(Box::new(reader)),
+            running: stream::empty().boxed(),
+            failed: None,
+        })
     }
 
     /// Reads a range of a relayed blob from the upstream, past the shared transfer.
@@ -166,13 +173,18 @@ impl OpenBlob {
                     bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                     if !bytes.is_empty() {
                         left -= bytes.len() as u64;
-                        return Ok(Some((bytes, (body, skip, left))));
+                        return Ok(Some((Piece::Memory(bytes), (body, skip, left))));
                     }
                 }
                 Ok::<_, PullError>(None)
             },
         );
-        Ok(BlobBody::new(body))
+        Ok(BlobBody {
+            first: None,
+            unread: None,
+            running: body.boxed(),
+            failed: None,
+        })
     }
 }
 
@@ -189,38 +201,47 @@ pub(super) async fn in_time<T>(
 }
 
 /// One reader at its position.
-enum Reader {
-    Stored {
-        blob: Arc<BlobFile>,
-        range: Range<u64>,
-    },
-    Growing {
-        watch: watch::Receiver<State>,
-        waiter: Arc<Waiter>,
-        range: Range<u64>,
-    },
+struct Reader {
+    supply: Supply,
+    /// What is still to be read.
+    range: Range<u64>,
+    /// Whether what lies in a file is lent rather than read.
+    lends: bool,
+}
+
+/// Where a reader finds its bytes.
+enum Supply {
+    Stored(Arc<BlobFile>),
+    Growing(watch::Receiver<State>, Arc<Waiter>),
 }
 
 impl Reader {
     /// Returns the next bytes, or `None` at the end of the range.
-    async fn next(&mut self) -> Result<Option<Bytes>, PullError> {
-        let (bytes, range) = match self {
-            Self::Stored { range, .. } if range.is_empty() => return Ok(None),
-            Self::Stored { blob, range } => {
-                let bytes = blob.reader().read(range.start, range.end).await;
-                (Some(bytes.map_err(read_error)?), range)
-            }
-            Self::Growing {
-                watch,
-                waiter,
-                range,
-            } => (next_of_growing(watch, waiter, range).await?, range),
+    async fn next(&mut self) -> Result<Option<Piece>, PullError> {
+        let Self {
+            supply,
+            range,
+            lends,
+        } = self;
+        let piece = match supply {
+            Supply::Stored(_) if range.is_empty() => None,
+            Supply::Stored(blob) => Some(take(blob.reader(), range.clone(), *lends).await?),
+            Supply::Growing(watch, waiter) => next_of_growing(watch, waiter, range, *lends).await?,
         };
-        if let Some(bytes) = &bytes {
-            range.start += bytes.len() as u64;
+        if let Some(piece) = &piece {
+            range.start += piece.len() as u64;
         }
-        Ok(bytes)
+        Ok(piece)
     }
+}
+
+/// Takes some bytes from the start of `range`, which is in the file.
+async fn take(file: &FileReader, range: Range<u64>, lends: bool) -> Result<Piece, PullError> {
+    if lends && range.end - range.start >= LEND_BYTES {
+        return Ok(Piece::File(file.range(range.start, range.end)));
+    }
+    let bytes = file.read(range.start, range.end).await;
+    bytes.map(Piece::Memory).map_err(read_error)
 }
 
 /// Waits for bytes at the start of `range` and reads them.
@@ -228,7 +249,8 @@ async fn next_of_growing(
     watch: &mut watch::Receiver<State>,
     waiter: &Waiter,
     range: &Range<u64>,
-) -> Result<Option<Bytes>, PullError> {
+    lends: bool,
+) -> Result<Option<Piece>, PullError> {
     let transfer = &waiter.transfer;
     let began = Instant::now();
     let mut hurry_at = began + HURRY_INTERVAL;
@@ -238,13 +260,12 @@ async fn next_of_growing(
             Step::End => return Ok(None),
             Step::Fail(error) => return Err(error),
             Step::File(file, limit) => {
-                let bytes = file.read(range.start, limit).await.map_err(read_error)?;
-                return Ok(Some(bytes));
+                return take(&file, range.start..limit, lends).await.map(Some);
             }
             Step::Bytes(bytes) => {
                 let position = range.start + bytes.len() as u64;
                 transfer.change(|state| state.advance_reader(position));
-                return Ok(Some(bytes));
+                return Ok(Some(Piece::Memory(bytes)));
             }
             Step::Wait => {}
         }
@@ -264,21 +285,60 @@ fn read_error(error: std::io::Error) -> PullError {
     PullError::Read(Arc::new(error))
 }
 
+/// Some bytes of a blob.
+#[derive(Debug)]
+pub enum Piece {
+    /// They are in memory.
+    Memory(Bytes),
+    /// They are in a file, right and complete; only from a body that lends.
+    File(FileRange),
+}
+
+impl Piece {
+    /// Returns how many bytes these are; not 0.
+    #[expect(clippy::len_without_is_empty, reason = "a piece is never empty")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Memory(bytes) => bytes.len(),
+            Self::File(range) => range.len(),
+        }
+    }
+}
+
 /// The bytes of a blob or a range of it, in order.
 ///
 /// An error after the first byte must end the response early: the connection is closed and the
 /// client resumes with a Range.
 pub struct BlobBody {
-    stream: Pin<Box<dyn Stream<Item = Result<Bytes, PullError>> + Send>>,
+    /// What was in hand before the body began.
+    first: Option<Piece>,
+    /// The reader of the rest, until the first piece of it is asked for.
+    unread: Option<Box<Reader>>,
+    /// The rest, once it is being read.
+    running: BoxStream<'static, Result<Piece, PullError>>,
     failed: Option<PullError>,
 }
 
 impl BlobBody {
-    fn new(stream: impl Stream<Item = Result<Bytes, PullError>> + Send + 'static) -> Self {
-        Self {
-            stream: Box::pin(stream),
-            failed: None,
+    /// From here on gives what lies in a file as [`Piece::File`], for who can send it from there;
+    /// without this call every piece is in memory. To be called before the body is polled.
+    pub fn lend_files(&mut self) {
+        if let Some(reader) = &mut self.unread {
+            reader.lends = true;
         }
+    }
+
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, PullError>>> {
+        if let Some(piece) = self.first.take() {
+            return Poll::Ready(Some(Ok(piece)));
+        }
+        if let Some(reader) = self.unread.take() {
+            let pieces = stream::try_unfold(reader, |mut reader| async move {
+                Ok(reader.next().await?.map(|piece| (piece, reader)))
+            });
+            self.running = pieces.boxed();
+        }
+        self.running.as_mut().poll_next(context)
     }
 }
 
@@ -288,27 +348,24 @@ impl fmt::Debug for BlobBody {
     }
 }
 
-impl http_body::Body for BlobBody {
-    type Data = Bytes;
-    type Error = PullError;
+impl Stream for BlobBody {
+    type Item = Result<Piece, PullError>;
 
-    fn poll_frame(
+    fn poll_next(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, PullError>>> {
+    ) -> Poll<Option<Result<Piece, PullError>>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        match std::task::ready!(self.stream.as_mut().poll_next(context)) {
-            Some(Ok(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            Some(Err(error)) => {
-                // One turn of rest before the error: the server writes out what it holds, then
-                // closes. Contract B7.
-                self.failed = Some(error);
-                context.waker().wake_by_ref();
-                Poll::Pending
-            }
-            None => Poll::Ready(None),
+        let next = std::task::ready!(self.poll_piece(context));
+        if let Some(Err(error)) = next {
+            // One turn of rest before the error: the server writes out what it holds, then
+            // closes. Contract B7.
+            self.failed = Some(error);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
+        Poll::Ready(next)
     }
 }

@@ -3,6 +3,9 @@
 //! A body that fails ends its connection: the error goes to the HTTP library, which then closes
 //! without completing the answer (CLIENT-CONTRACT B7). This file also writes the access log,
 //! because only here it is known how an answer ended.
+//!
+//! What lies in a file may go out without being read: the body then holds a place for it in what
+//! the HTTP library sends, and `outlet` puts the bytes there.
 
 use std::fmt;
 use std::pin::Pin;
@@ -10,16 +13,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use bytes::{Buf, Bytes};
+use futures_util::stream::{BoxStream, Stream};
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
-use crate::pull::{BlobBody, PullError};
+use crate::pull::{BlobBody, Piece, PullError};
 
 use super::activity::Activity;
+use super::outlet::{Outgoing, Outlet};
 
 /// Where the bytes of an answer come from.
 pub(super) enum Content {
@@ -29,7 +33,7 @@ pub(super) enum Content {
     /// A blob or one range of it.
     Blob(BlobBody),
     /// Several ranges of a blob with their headings.
-    Parts(BoxStream<'static, Result<Bytes, PullError>>),
+    Parts(BoxStream<'static, Result<Piece, PullError>>),
 }
 
 impl fmt::Debug for Content {
@@ -47,6 +51,8 @@ impl fmt::Debug for Content {
 #[derive(Debug)]
 pub struct Body {
     content: Content,
+    /// Where files go out; there is none unless the content lends them.
+    outlet: Option<Outlet>,
     counter: Counter,
     record: Record,
 }
@@ -88,6 +94,7 @@ impl Body {
     ) -> Self {
         Self {
             content,
+            outlet: None,
             counter,
             record: Record {
                 activity,
@@ -97,39 +104,62 @@ impl Body {
             },
         }
     }
+
+    /// Lets files go out through `outlet`, which the connection of this answer writes to.
+    pub(super) fn lend_files(&mut self, outlet: &Outlet) {
+        if let Content::Blob(body) = &mut self.content {
+            body.lend_files();
+            self.outlet = Some(outlet.clone());
+        }
+    }
+
+    fn outgoing(&self, piece: Piece) -> Outgoing {
+        match piece {
+            Piece::Memory(bytes) => bytes.into(),
+            Piece::File(range) => {
+                let outlet = self.outlet.as_ref();
+                outlet.expect("a body lends only when told to").place(range)
+            }
+        }
+    }
+
+    fn poll_content(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Outgoing, PullError>>> {
+        let piece = match &mut self.content {
+            Content::Empty => None,
+            Content::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.content = Content::Empty;
+                Some(Ok(Piece::Memory(bytes)))
+            }
+            Content::Blob(body) => std::task::ready!(Pin::new(body).poll_next(context)),
+            Content::Parts(parts) => std::task::ready!(parts.as_mut().poll_next(context)),
+        };
+        Poll::Ready(piece.map(|piece| piece.map(|piece| self.outgoing(piece))))
+    }
 }
 
 impl http_body::Body for Body {
-    type Data = Bytes;
+    type Data = Outgoing;
     type Error = PullError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, PullError>>> {
-        let frame = match &mut self.content {
-            Content::Empty => None,
-            Content::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.content = Content::Empty;
-                Some(Ok(Frame::data(bytes)))
-            }
-            Content::Blob(body) => std::task::ready!(Pin::new(body).poll_frame(context)),
-            Content::Parts(parts) => {
-                let bytes = std::task::ready!(parts.as_mut().poll_next(context));
-                bytes.map(|result| result.map(Frame::data))
-            }
-        };
-        match &frame {
-            Some(Ok(frame)) => {
-                let sent_bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+    ) -> Poll<Option<Result<Frame<Outgoing>, PullError>>> {
+        let next = std::task::ready!(self.poll_content(context));
+        match &next {
+            Some(Ok(bytes)) => {
+                let sent_bytes = bytes.remaining() as u64;
                 self.counter.inc_by(sent_bytes);
                 self.record.sent_bytes += sent_bytes;
             }
             Some(Err(error)) => self.record.failure = Some(error.clone()),
             None => {}
         }
-        Poll::Ready(frame)
+        Poll::Ready(next.map(|next| next.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -25,6 +25,7 @@ use super::activity::Activity;
 use super::body::Body;
 use super::door::{Accepted, Terms};
 use super::greet::{Guest, greet};
+use super::outlet::Outlet;
 use super::stream::Stream;
 
 /// Bytes that the HTTP library reads ahead, and holds back of an answer before it writes them
@@ -107,14 +108,22 @@ impl Connection {
             open: _open,
         } = self;
         let activity = Arc::new(Activity::new(Instant::now()));
+        let outlet = matches!(stream, Stream::Tcp(_)).then(Outlet::default);
         let stream = Watched {
             stream,
+            outlet: outlet.clone(),
             activity: activity.clone(),
         };
         let service = service_fn(|request| {
             activity.note_request();
             let answer = registry.answer_on(request, &guest, Some(activity.clone()));
-            async move { Ok::<_, Infallible>(answer.await) }
+            async {
+                let mut answer = answer.await;
+                if let Some(outlet) = &outlet {
+                    answer.body_mut().lend_files(outlet);
+                }
+                Ok::<_, Infallible>(answer)
+            }
         });
         let mut connection = http1::Builder::new()
             // `Activity` knows better.
@@ -203,10 +212,13 @@ pub(super) async fn linger(mut stream: Stream) {
     let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut unread, &mut nowhere)).await;
 }
 
-/// A stream that tells its activity what moves.
+/// A stream that sends files where answers have a place for them, and tells its activity what
+/// moves.
 #[derive(Debug)]
 struct Watched {
     stream: Stream,
+    /// Only for a stream in the clear: what is encrypted must be read first.
+    outlet: Option<Outlet>,
     activity: Arc<Activity>,
 }
 
@@ -237,12 +249,11 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note(written)
+        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -250,7 +261,11 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        let Self { stream, outlet, .. } = &mut *self;
+        let written = match (stream, outlet) {
+            (Stream::Tcp(stream), Some(outlet)) => outlet.poll_write(stream, context, bytes),
+            (stream, _) => Pin::new(stream).poll_write_vectored(context, bytes),
+        };
         self.note(written)
     }
 

@@ -11,11 +11,10 @@ use std::vec;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use http_body_util::BodyDataStream;
 use millrace_protocol::byte_range::ContentRange;
 use millrace_protocol::oci::Digest;
 
-use crate::pull::{OpenBlob, PullError};
+use crate::pull::{OpenBlob, Piece, PullError};
 
 use super::body::Content;
 use super::respond::Answer;
@@ -74,11 +73,7 @@ fn heading(boundary: &str, range: &Range<u64>, size: u64) -> Bytes {
 }
 
 /// Opens the first range and promises the others.
-async fn content(
-    blob: OpenBlob,
-    parts: Vec<Part>,
-    closing: Bytes,
-) -> Result<BoxStream<'static, Result<Bytes, PullError>>, PullError> {
+async fn content(blob: OpenBlob, parts: Vec<Part>, closing: Bytes) -> Result<Opened, PullError> {
     let blob = Arc::new(blob);
     let mut parts = parts.into_iter();
     let first = match parts.next() {
@@ -89,17 +84,17 @@ async fn content(
         // A range that cannot be opened is a stream of its error.
         opened.unwrap_or_else(|error| stream::once(async move { Err(error) }).boxed())
     });
-    let closing = stream::once(async move { Ok(closing) });
+    let closing = stream::once(async move { Ok(Piece::Memory(closing)) });
     let content = stream::iter(first).chain(others).flatten();
     Ok(content.chain(closing).boxed())
 }
 
-type Opened = BoxStream<'static, Result<Bytes, PullError>>;
+type Opened = BoxStream<'static, Result<Piece, PullError>>;
 
 async fn open(blob: &OpenBlob, (heading, range): Part) -> Result<Opened, PullError> {
     let body = blob.read(range).await?;
-    let heading = stream::once(async move { Ok(heading) });
-    Ok(heading.chain(BodyDataStream::new(body)).boxed())
+    let heading = stream::once(async move { Ok(Piece::Memory(heading)) });
+    Ok(heading.chain(body).boxed())
 }
 
 type Rest = (Arc<OpenBlob>, vec::IntoIter<Part>);

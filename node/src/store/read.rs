@@ -1,21 +1,31 @@
-//! Reading a file in chunks without blocking the runtime.
+//! Reading a file in chunks without blocking the runtime, or sending it without reading it.
 //!
-//! What the page cache holds is read at once (`RWF_NOWAIT`), which costs about as much as
-//! sendfile; what it does not hold is read on the blocking pool while the kernel reads ahead.
+//! What the page cache holds is read at once (`RWF_NOWAIT`), or goes from there to a socket
+//! (`sendfile`), which saves a copy; what it does not hold is read on the blocking pool while the
+//! kernel reads ahead.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, fadvise, sendfile};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::buffers::{Buffer, Buffers, LARGE_BYTES};
 
 /// How far the kernel is asked to read ahead after a read that missed the page cache.
 const READ_AHEAD_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Most bytes of a [`FileRange`]: one call of `sendfile` may keep a thread of the runtime busy
+/// for as long as copying so much takes, some 0.2 ms.
+const RANGE_BYTES: u64 = 1024 * 1024;
+
+/// Distance of the bytes by which it is tested whether the page cache has a range. It comes and
+/// goes in stretches of read-ahead, which are no shorter than this by default.
+const SAMPLE_STEP_BYTES: usize = 128 * 1024;
 
 /// A file that is read by offset; clones share it.
 #[derive(Clone, Debug)]
@@ -51,6 +61,16 @@ impl FileReader {
         }
     }
 
+    /// Returns the beginning of `start..end`, at most [`RANGE_BYTES`], without reading it.
+    pub fn range(&self, start: u64, end: u64) -> FileRange {
+        let length = end.saturating_sub(start).min(RANGE_BYTES);
+        FileRange {
+            reader: self.clone(),
+            start,
+            length: usize::try_from(length).expect("bounded by RANGE_BYTES"),
+        }
+    }
+
     async fn read_blocking(&self, mut buffer: Buffer, start: u64) -> io::Result<Bytes> {
         let file = Arc::clone(&self.file);
         let read = tokio::task::spawn_blocking(move || {
@@ -68,5 +88,81 @@ impl FileReader {
             Ok(buffer.freeze(filled))
         });
         read.await.map_err(io::Error::other)?
+    }
+}
+
+/// Bytes of a file that are sent from there, or read when they must be.
+#[derive(Clone, Debug)]
+pub struct FileRange {
+    reader: FileReader,
+    start: u64,
+    length: usize,
+}
+
+impl FileRange {
+    /// Returns how many bytes are left.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether no byte is left.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Whether sending the range will not wait for a disk.
+    ///
+    /// Samples tell, not every page: what went from the page cache in between is read by
+    /// `sendfile` itself, a few pages at a time.
+    pub fn is_cached(&self) -> bool {
+        let last = self.length.saturating_sub(1);
+        let mut samples = (0..last).step_by(SAMPLE_STEP_BYTES).chain([last]);
+        samples.all(|sample| {
+            let byte = &mut [0];
+            let slices = &mut [IoSliceMut::new(byte)];
+            let position = self.start + sample as u64;
+            preadv2(&self.reader.file, slices, position, ReadWriteFlags::NOWAIT) == Ok(1)
+        })
+    }
+
+    /// Sends at most `limit` bytes from the start of the range to a socket that does not block,
+    /// and returns how many it took; the range begins behind them from then on.
+    ///
+    /// # Errors
+    /// What the system said: `WouldBlock` when the socket is full, `InvalidInput` when the file
+    /// system cannot send. `UnexpectedEof` when the file ends before the range does.
+    pub fn send(&mut self, socket: impl AsFd, limit: usize) -> io::Result<usize> {
+        let mut position = self.start;
+        let count = limit.min(self.length);
+        match sendfile(socket, &self.reader.file, Some(&mut position), count)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            sent => {
+                self.advance(sent);
+                Ok(sent)
+            }
+        }
+    }
+
+    /// Reads some bytes from the start of the range, as [`FileReader::read`] does; the range
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// As [`FileReader::read`].
+    /// # Cancel safety
+    /// As [`FileReader::read`].
+    pub fn read(&self) -> impl Future<Output = io::Result<Bytes>> + Send + 'static {
+        let Self {
+            reader,
+            start,
+            length,
+        } = self.clone();
+        async move { reader.read(start, start + length as u64).await }
+    }
+
+    /// Lets the range begin `count` bytes later, at most at its end.
+    pub fn advance(&mut self, count: usize) {
+        let count = count.min(self.length);
+        self.start += count as u64;
+        self.length -= count;
     }
 }

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use http_body_util::BodyExt;
+use futures_util::TryStreamExt;
 use millrace::cluster::{Identity, Member, Standing, View};
 use millrace::peer::{self, Handler, Members, Peers};
-use millrace::pull::{self, Origin, PullError, Puller, Source, Supplier};
+use millrace::pull::{self, Origin, Piece, PullError, Puller, Source, Supplier};
 use millrace::store::{self, Store};
 use millrace::task::Tasks;
 use millrace::upstream::{self, Upstreams};
@@ -134,8 +134,12 @@ impl Node {
         let blob = self.puller.blob(&origin, digest).await?;
         let source = blob.source();
         let body = blob.read(0..u64::MAX).await?;
-        let bytes = body.collect().await?.to_bytes().to_vec();
-        Ok((bytes, source))
+        let pieces: Vec<Piece> = body.try_collect().await?;
+        let bytes = pieces.iter().flat_map(|piece| match piece {
+            Piece::Memory(bytes) => bytes.iter().copied(),
+            Piece::File(_) => panic!("nobody told the body to lend"),
+        });
+        Ok((bytes.collect(), source))
     }
 
     /// Whether a blob is in the store.

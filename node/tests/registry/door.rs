@@ -100,6 +100,13 @@ pub(crate) fn blob() -> Vec<u8> {
         .collect()
 }
 
+/// A blob of which most goes out without being read into memory.
+pub(crate) fn large_blob() -> Vec<u8> {
+    (0..5 * 1024 * 1024 + 77_u32)
+        .map(|i| (i.wrapping_mul(i) % 251) as u8)
+        .collect()
+}
+
 pub(crate) fn digest_of(content: impl AsRef<[u8]>) -> Digest {
     Digest::of(Algorithm::Sha256, content.as_ref())
 }
@@ -135,7 +142,7 @@ fn answer(request: &Seen) -> Reply {
 }
 
 fn answer_blob(request: &Seen, name: &str, digest: &str) -> Reply {
-    let content = [blob(), Vec::new()]
+    let content = [blob(), large_blob(), Vec::new()]
         .into_iter()
         .find(|content| digest_of(content).to_string() == digest);
     let Some(content) = content else {
