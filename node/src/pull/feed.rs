@@ -23,8 +23,10 @@ use super::transfer::{Phase, State, Transfer};
 /// Time that an upstream has to answer with headers, within the client's 25 s (contract B5).
 const OPEN_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Most bytes that wait for the write before them; then the upstream has to wait.
-const MAX_PENDING_BYTES: usize = 1024 * 1024;
+/// Most bytes that wait for the write before them; then the upstream has to wait. As many are
+/// being written, and the HTTP client's buffers behind them are up to several times as large, for
+/// each of 64 requests at a time.
+const MAX_PENDING_BYTES: usize = 512 * 1024;
 
 /// From this size on a batch is written at once.
 const BATCH_BYTES: usize = 256 * 1024;

@@ -152,29 +152,42 @@ impl Sink {
         let Some(writer) = writer else {
             return Ok(self.relay(offset, chunks).await);
         };
-        let progress = Arc::clone(&self.progress);
-        let (result, chunks) = blocking(move || {
-            let result = writer.write(offset, &chunks).and_then(|()| {
-                let mut progress = progress.lock();
-                progress.add(offset, &chunks);
-                let until = progress.hashed().saturating_add(BACKLOG_BYTES);
-                progress.catch_up(&writer, &written, until)
-            });
-            (result, chunks)
-        })
-        .await;
+        // Beside each other: hashing takes as long as everything else together.
+        let hashing = self.hash_beside(writer.clone(), offset, chunks.clone(), written);
+        let writing = blocking(move || (writer.write(offset, &chunks), chunks));
+        let ((in_order, hashed), (result, chunks)) = tokio::join!(hashing, writing);
         match result {
-            Ok(()) => Ok(Taken::Written),
-            Err(error) if error.is_full() && self.progress.lock().hashed() == offset => {
+            Ok(()) => hashed.map(|()| Taken::Written),
+            Err(error) if error.is_full() && in_order => {
                 tracing::warn!(
                     blob.digest = %self.digest, %error,
                     "the disk is full: the rest of the blob is relayed without being kept"
                 );
                 self.stop_storing().await;
-                Ok(self.relay(offset, chunks).await)
+                Ok(Taken::Relayed(chunks))
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Hashes a batch if its bytes are the next ones, and some of what was `written` behind them;
+    /// returns whether they were.
+    async fn hash_beside(
+        &self,
+        writer: PartWriter,
+        offset: u64,
+        chunks: Vec<Bytes>,
+        written: RangeSet<u64>,
+    ) -> (bool, Result<(), StoreError>) {
+        let progress = Arc::clone(&self.progress);
+        blocking(move || {
+            let mut progress = progress.lock();
+            let in_order = progress.hashed() == offset;
+            progress.add(offset, &chunks);
+            let until = progress.hashed().saturating_add(BACKLOG_BYTES);
+            (in_order, progress.catch_up(&writer, &written, until))
+        })
+        .await
     }
 
     /// Takes a whole chunk at `offset` if it fits its check.
