@@ -61,7 +61,7 @@ impl FileReader {
         }
     }
 
-    /// Returns the beginning of `start..end`, at most [`RANGE_BYTES`], without reading it.
+    /// Returns the beginning of `start..end`, at most 1 MiB, without reading it.
     pub fn range(&self, start: u64, end: u64) -> FileRange {
         let length = end.saturating_sub(start).min(RANGE_BYTES);
         FileRange {
