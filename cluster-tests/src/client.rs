@@ -14,11 +14,13 @@ use millrace_protocol::oci::Digest;
 use serde_json::Value;
 
 use crate::image::{Image, Platform};
+use crate::process::machine_address;
 
 mod buildah;
 mod containerd;
 mod containers;
 mod dockerd;
+mod mirror;
 mod mounts;
 mod podman;
 mod skopeo;
@@ -26,6 +28,7 @@ mod skopeo;
 pub use buildah::Buildah;
 pub use containerd::Containerd;
 pub use dockerd::Dockerd;
+pub use mirror::Mirror;
 pub use podman::Podman;
 pub use skopeo::Skopeo;
 
@@ -62,7 +65,7 @@ pub trait Client {
     async fn forget(&self) -> Result<()>;
 }
 
-/// Returns a command that reads no file of this user and reaches nothing but loopback.
+/// Returns a command that reads no file of this user and reaches nothing but this machine.
 fn isolated(program: &Path, home: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("HOME", home).env("TMPDIR", home);
@@ -70,10 +73,11 @@ fn isolated(program: &Path, home: &Path) -> Command {
         "PATH",
         "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin",
     );
+    let machine = machine_address().map_or(String::new(), |address| format!(",{address}"));
     command
         .env("HTTP_PROXY", NOWHERE)
         .env("HTTPS_PROXY", NOWHERE)
-        .env("NO_PROXY", "127.0.0.1");
+        .env("NO_PROXY", format!("127.0.0.1{machine}"));
     command
 }
 

@@ -29,6 +29,7 @@ pub mod image;
 pub mod link;
 pub mod load;
 pub mod node;
+pub mod pki;
 pub mod process;
 pub mod proxy;
 pub mod repository;

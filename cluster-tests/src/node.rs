@@ -4,7 +4,7 @@
 //! ask of the node: see [`crate::http`] and the clients.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -27,9 +27,18 @@ const START_ATTEMPTS: usize = 5;
 pub struct NodeBuilder {
     settings: Map<String, Value>,
     environment: Vec<(String, String)>,
+    /// Where clients are answered, unless at loopback.
+    host: Option<IpAddr>,
 }
 
 impl NodeBuilder {
+    /// Answers clients at this address of the machine.
+    #[must_use]
+    pub fn at(mut self, host: IpAddr) -> Self {
+        self.host = Some(host);
+        self
+    }
+
     /// Sets `path` (keys joined by `/`, because names of registries contain dots) to `value`.
     ///
     /// # Panics
@@ -126,7 +135,10 @@ impl Node {
     }
 
     fn prepare(builder: &NodeBuilder, folder: &TempDir) -> Result<Self> {
-        let (address, debug) = (free_address()?, free_address()?);
+        let (mut address, debug) = (free_address()?, free_address()?);
+        if let Some(host) = builder.host {
+            address.set_ip(host);
+        }
         let folder = folder.path().to_owned();
         let configuration = builder.configuration(address, debug, &folder.join("data"));
         std::fs::write(

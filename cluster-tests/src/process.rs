@@ -5,7 +5,7 @@
 //! know what the child is for.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -198,6 +198,19 @@ pub fn free_address() -> Result<SocketAddr> {
     let listener =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
     Ok(listener.local_addr()?)
+}
+
+/// Returns the address by which this machine leaves it; no packet is sent.
+///
+/// # Errors
+/// When it has loopback only.
+pub fn machine_address() -> Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // A documentation address: any that is not here would do.
+    socket
+        .connect((Ipv4Addr::new(203, 0, 113, 1), 9))
+        .context("this machine has no address but loopback")?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// Wraps `command` so that the kernel kills it when the thread that starts it ends.

@@ -8,6 +8,7 @@ use millrace_protocol::oci::{Algorithm, Digest};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
+use super::mirror::Mirror;
 use super::{CLIENT_LIMIT, Client, NOWHERE, isolated, mounts};
 use crate::component;
 use crate::image::{Content, Image};
@@ -47,7 +48,7 @@ impl Containerd {
     ///
     /// # Errors
     /// As [`Containerd::start`].
-    pub async fn start_through(mirror: &str) -> Result<Self> {
+    pub async fn start_through(mirror: impl Into<Mirror>) -> Result<Self> {
         let containerd = Self::start().await?;
         containerd.add_mirror("docker.io", mirror)?;
         Ok(containerd)
@@ -57,7 +58,8 @@ impl Containerd {
     ///
     /// # Errors
     /// When the configuration cannot be written.
-    pub fn add_mirror(&self, registry: &str, mirror: &str) -> Result<()> {
+    pub fn add_mirror(&self, registry: &str, mirror: impl Into<Mirror>) -> Result<()> {
+        let mirror = mirror.into();
         // A colon in the folder's name would not do on every system: containerd reads `host_port_`.
         let name = match registry.split_once(':') {
             Some((host, port)) => format!("{host}_{port}_"),
@@ -65,9 +67,22 @@ impl Containerd {
         };
         let folder = self.hosts().join(name);
         std::fs::create_dir_all(&folder)?;
-        let hosts = format!(
-            "server = \"{NOWHERE}\"\n[host.\"http://{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+        let url = mirror.url();
+        let mut hosts = format!(
+            "server = \"{NOWHERE}\"\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
         );
+        if let Some(ca) = &mirror.ca {
+            hosts.push_str(&format!("ca = \"{}\"\n", ca.display()));
+        }
+        if let Some((certificate, key)) = &mirror.certificate {
+            let pair = (certificate.display(), key.display());
+            hosts.push_str(&format!("client = [[\"{}\", \"{}\"]]\n", pair.0, pair.1));
+        }
+        if let Some(basic) = mirror.basic() {
+            hosts.push_str(&format!(
+                "[host.\"{url}\".header]\nauthorization = \"Basic {basic}\"\n"
+            ));
+        }
         std::fs::write(folder.join("hosts.toml"), hosts).context("writing hosts.toml")
     }
 

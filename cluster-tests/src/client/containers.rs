@@ -4,8 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::mirror::Mirror;
 use super::{CLIENT_LIMIT, isolated};
 use crate::component;
 use crate::process;
@@ -18,17 +20,18 @@ pub(super) struct Home {
 }
 
 impl Home {
-    /// Writes the configuration of `program` with `mirror` (`host:port[/path]`) for docker.io.
-    pub(super) fn create(program: &'static str, mirror: &str) -> Result<Self> {
+    /// Writes the configuration of `program` with `mirror` for docker.io.
+    pub(super) fn create(program: &'static str, mirror: &Mirror) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix(&format!("millrace-{program}-"))
             .tempdir()?;
         let path = folder.path();
         std::fs::write(path.join("storage.conf"), storage(path))?;
-        std::fs::write(path.join("auth.json"), "{}")?;
+        std::fs::write(path.join("auth.json"), logins(mirror).to_string())?;
         // Looked for in the home folder even by root.
         let user = path.join(".config/containers");
         std::fs::create_dir_all(&user)?;
+        mirror.fill(&user.join("certs.d").join(mirror.host()))?;
         std::fs::write(user.join("registries.conf"), registries(mirror))?;
         std::fs::write(
             user.join("policy.json"),
@@ -58,11 +61,21 @@ impl Home {
     }
 }
 
-fn registries(mirror: &str) -> String {
+/// What `podman login` writes.
+fn logins(mirror: &Mirror) -> Value {
+    match mirror.basic() {
+        Some(basic) => json!({"auths": {mirror.host(): {"auth": basic}}}),
+        None => json!({}),
+    }
+}
+
+fn registries(mirror: &Mirror) -> String {
     // `insecure` makes the client try HTTPS first and HTTP after it (T2 of the client contract).
     format!(
         "[[registry]]\nprefix = \"docker.io\"\nlocation = \"docker.io\"\n\
-         [[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
+         [[registry.mirror]]\nlocation = \"{}\"\ninsecure = {}\n",
+        mirror.location,
+        mirror.ca.is_none()
     )
 }
 

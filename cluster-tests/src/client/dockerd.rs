@@ -1,6 +1,6 @@
 //! dockerd with its own socket, data and containerd: classic pulls, containers, BuildKit builds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
+use super::mirror::Mirror;
 use super::{CLIENT_LIMIT, Client, compare_platform, compare_root, isolated, mounts, parse};
 use crate::component;
 use crate::image::Image;
@@ -25,15 +26,24 @@ pub struct Dockerd {
     // Fields are dropped in this order: dockerd needs its containerd to end well.
     process: Process,
     folder: TempDir,
+    _certificates: Option<Certificates>,
     _containerd: Containerd,
 }
 
 impl Dockerd {
-    /// Starts dockerd with `mirror` (`host:port[/path]`) as its registry mirror.
+    /// Starts dockerd with `mirror` as its registry mirror.
+    ///
+    /// A mirror with TLS must not be at loopback: there dockerd believes any certificate and shows none.
     ///
     /// # Errors
     /// When dockerd is missing or does not answer.
-    pub async fn start_through(mirror: &str) -> Result<Self> {
+    pub async fn start_through(mirror: impl Into<Mirror>) -> Result<Self> {
+        let mirror = mirror.into();
+        let certificates = mirror
+            .ca
+            .is_some()
+            .then(|| Certificates::install(&mirror))
+            .transpose()?;
         let containerd = Containerd::start().await?;
         let folder = tempfile::Builder::new()
             .prefix("millrace-dockerd-")
@@ -42,7 +52,7 @@ impl Dockerd {
         // No network of its own: neither bridge nor packet filter of the machine is touched. The
         // storage driver is dockerd's choice: overlay2, or vfs where that does not work.
         let configuration = json!({
-            "registry-mirrors": [format!("http://{mirror}")],
+            "registry-mirrors": [mirror.url()],
             "hosts": [format!("unix://{}/docker.sock", path.display())],
             "containerd": containerd.socket(),
             "data-root": path.join("data"), "exec-root": path.join("exec"), "pidfile": path.join("docker.pid"),
@@ -58,6 +68,7 @@ impl Dockerd {
         let mut dockerd = Self {
             process,
             folder,
+            _certificates: certificates,
             _containerd: containerd,
         };
         // dockerd listens before it is ready; its clients wait then.
@@ -114,6 +125,27 @@ impl Dockerd {
         let mut command = self.command()?;
         command.args(arguments);
         process::run(&command, CLIENT_LIMIT).await
+    }
+}
+
+/// What dockerd shows and believes at one mirror; only this folder of the machine can tell it.
+#[derive(Debug)]
+struct Certificates {
+    folder: PathBuf,
+}
+
+impl Certificates {
+    fn install(mirror: &Mirror) -> Result<Self> {
+        let folder = Path::new("/etc/docker/certs.d").join(mirror.host());
+        mirror.fill(&folder)?;
+        Ok(Self { folder })
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        // The port was free, so the folder is the test's own.
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::containers::Home;
+use super::mirror::Mirror;
 use super::{Client, compare_platform, compare_root, mounts, parse};
 use crate::image::Image;
 
@@ -13,13 +14,13 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// Configures podman to use `mirror` (`host:port[/path]`) for docker.io.
+    /// Configures podman to use `mirror` for docker.io.
     ///
     /// # Errors
     /// When the configuration cannot be written.
-    pub fn through(mirror: &str) -> Result<Self> {
+    pub fn through(mirror: impl Into<Mirror>) -> Result<Self> {
         Ok(Self {
-            home: Home::create("podman", mirror)?,
+            home: Home::create("podman", &mirror.into())?,
         })
     }
 

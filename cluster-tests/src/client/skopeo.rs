@@ -8,6 +8,7 @@ use millrace_protocol::oci::{Algorithm, Digest};
 
 use super::Client;
 use super::containers::Home;
+use super::mirror::Mirror;
 use crate::image::Image;
 
 /// The name of the copy in its OCI image layout.
@@ -20,13 +21,13 @@ pub struct Skopeo {
 }
 
 impl Skopeo {
-    /// Configures skopeo to use `mirror` (`host:port[/path]`) for docker.io.
+    /// Configures skopeo to use `mirror` for docker.io.
     ///
     /// # Errors
     /// When the configuration cannot be written.
-    pub fn through(mirror: &str) -> Result<Self> {
+    pub fn through(mirror: impl Into<Mirror>) -> Result<Self> {
         Ok(Self {
-            home: Home::create("skopeo", mirror)?,
+            home: Home::create("skopeo", &mirror.into())?,
         })
     }
 
