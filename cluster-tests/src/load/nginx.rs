@@ -36,6 +36,22 @@ impl Nginx {
         Self::start("", &location).await
     }
 
+    /// Serves the files below `root` over TLS with this chain and key.
+    ///
+    /// # Errors
+    /// When nginx is missing or does not start.
+    pub async fn of_files_over_tls(root: &Path, chain: &Path, key: &Path) -> Result<Self> {
+        let location = format!("root {};", root.display());
+        // Full handshakes are measured, so nobody may resume one.
+        let http = format!(
+            "ssl_certificate {}; ssl_certificate_key {}; ssl_protocols TLSv1.2 TLSv1.3;
+             ssl_session_tickets off; ssl_session_cache off;",
+            chain.display(),
+            key.display()
+        );
+        Self::start_listening("@address@ ssl", &http, &location).await
+    }
+
     /// Caches what `upstream` answers, for ten minutes; one request at a time fills an entry.
     ///
     /// # Errors
@@ -55,22 +71,27 @@ impl Nginx {
     }
 
     async fn start(http: &str, location: &str) -> Result<Self> {
+        Self::start_listening("@address@", http, location).await
+    }
+
+    async fn start_listening(listen: &str, http: &str, location: &str) -> Result<Self> {
         for _ in 1..START_ATTEMPTS {
-            match Self::start_once(http, location).await {
+            match Self::start_once(listen, http, location).await {
                 Err(error) if error.to_string().contains("Address already in use") => {}
                 started => return started,
             }
         }
-        Self::start_once(http, location).await
+        Self::start_once(listen, http, location).await
     }
 
-    async fn start_once(http: &str, location: &str) -> Result<Self> {
+    async fn start_once(listen: &str, http: &str, location: &str) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("millrace-nginx-")
             .tempdir()?;
         let address = free_address()?;
         let path = folder.path().display().to_string();
         let configuration = TEMPLATE
+            .replace("@listen@", listen)
             .replace("@http@", http)
             .replace("@location@", location)
             .replace("@address@", &address.to_string())
@@ -136,7 +157,7 @@ http {
     scgi_temp_path @folder@/scgi;
     @http@
     server {
-        listen @address@;
+        listen @listen@;
         location / { @location@ }
     }
 }
