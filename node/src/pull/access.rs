@@ -252,12 +252,13 @@ impl Access {
     async fn read(&self, digest: &Digest) -> Result<Option<Links>, PullError> {
         let links = match self.inner.store.links(digest).await? {
             None => return Ok(None),
-            Some(Record::Known(all)) => Links {
+            Some(Record::Known(all)) if !all.is_empty() => Links {
                 is_open: all.iter().any(|one| self.inner.rules.is_open(one)),
                 all: all.into(),
             },
-            // It could be anybody's; where nothing is kept from anybody it is given all the same.
-            Some(Record::Lost) => Links {
+            // It could be anybody's, because the record is lost or a peer did not know either;
+            // where nothing is kept from anybody it is given all the same.
+            Some(Record::Known(_) | Record::Lost) => Links {
                 is_open: !self.inner.restricts,
                 all: Arc::new([]),
             },
