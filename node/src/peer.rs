@@ -181,10 +181,11 @@ impl Peers {
         ask::holds(&self.links, peer, question, patience).await
     }
 
-    /// Whether asking `peer` has a chance: false while connecting to it fails.
+    /// Whether asking `peer` has a chance: false while connecting to it fails. One that has come
+    /// back, or moved, since it was last tried has one.
     pub fn is_reachable(&self, peer: &NodeId) -> bool {
         let link = self.links.known(peer);
-        link.is_none_or(|link| link.outage().is_none())
+        link.is_none_or(|link| self.links.outage(&link).is_none())
     }
 
     /// Returns the round-trip time to `peer`; `None` without a connection.

@@ -18,7 +18,7 @@ use super::config::{Config, MAX_BACK_OFF};
 use super::endpoint;
 use super::error::{DialError, PeerError};
 use super::handler::Members;
-use super::link::{Close, Dialler, Link};
+use super::link::{Close, Dialler, Link, Outage};
 use super::metrics::Metrics;
 use super::tls::{Gate, SERVER_NAME};
 use crate::cluster::Member;
@@ -85,6 +85,29 @@ impl Links {
         Ok(link.clone())
     }
 
+    /// Returns the outage of a peer whose entry is still the one that could not be reached.
+    pub(super) fn outage(&self, link: &Link) -> Option<Outage> {
+        let outage = link.outage()?;
+        let view = self.members.view();
+        let moved = view
+            .member(&link.peer)
+            .is_some_and(|member| link.outage_is_stale(member));
+        (!moved).then_some(outage)
+    }
+
+    /// Returns what is known without dialling: a connection, or an outage.
+    fn present(&self, link: &Link) -> Option<Result<Connection, PeerError>> {
+        if let Some(connection) = link.connection() {
+            return Some(Ok(connection));
+        }
+        self.outage(link).map(|outage| {
+            Err(PeerError::Unreachable {
+                peer: link.peer,
+                source: outage.why,
+            })
+        })
+    }
+
     /// Returns the link to a peer that was talked to.
     pub(super) fn known(&self, peer: &NodeId) -> Option<Arc<Link>> {
         self.table.lock().get(peer).cloned()
@@ -105,12 +128,12 @@ impl Links {
         self: &Arc<Self>,
         link: &Arc<Link>,
     ) -> Result<Connection, PeerError> {
-        if let Some(known) = present(link) {
+        if let Some(known) = self.present(link) {
             return known;
         }
         let turn = link.dialling.clone().lock_owned().await;
         // Whoever had the turn before may have succeeded, or failed for everybody who waited.
-        if let Some(known) = present(link) {
+        if let Some(known) = self.present(link) {
             return known;
         }
         let (links, dialled) = (self.clone(), link.clone());
@@ -174,6 +197,8 @@ impl Links {
                 () = sleep(pause) => pause = (pause * 2).min(MAX_BACK_OFF),
                 () = news => pause = self.config.back_off,
             }
+            // A question may be dialling as well: a second connection would replace the first.
+            let _turn = link.dialling.lock().await;
             let member = self.members.view().member(&link.peer).cloned();
             let (Some(member), Some(_)) = (member, link.outage()) else {
                 break;
@@ -327,17 +352,4 @@ impl Links {
             }
         }
     }
-}
-
-/// What is known without dialling: a connection, or an outage.
-fn present(link: &Link) -> Option<Result<Connection, PeerError>> {
-    if let Some(connection) = link.connection() {
-        return Some(Ok(connection));
-    }
-    link.outage().map(|outage| {
-        Err(PeerError::Unreachable {
-            peer: link.peer,
-            source: outage.why,
-        })
-    })
 }
