@@ -11,8 +11,10 @@
 //! repository one repository over plain HTTP, compared byte by byte
 //! image      test images, built here
 //! link       a network link whose rate is set
+//! netns      hosts in network namespaces: limited links, splits, two sites; needs root
 //! proxy      an HTTP proxy
 //! node       a `millrace` process: start, restart, kill, metrics, status
+//! fleet      several nodes that are one cache
 //! http       a raw HTTP/1.1 client that shows how a body ended
 //! condition  waiting for something to become true
 //! load       clients, rivals and meters of the benchmarks
@@ -24,10 +26,12 @@ pub mod client;
 pub mod component;
 pub mod condition;
 pub mod fake;
+pub mod fleet;
 pub mod http;
 pub mod image;
 pub mod link;
 pub mod load;
+pub mod netns;
 pub mod node;
 pub mod pki;
 pub mod process;

@@ -1,10 +1,11 @@
 //! The load generator of the benchmarks: clients that cost little, rivals, and meters.
 //!
-//! Clients are blocking threads that let the kernel discard what they receive, so that a table
+//! Most clients are blocking threads that let the kernel discard what they receive, so that a table
 //! shows what servers cost and not what clients do with the bytes. It measures; what is compared
 //! with what, and against which target, is the benchmark's part (`benches/pull`).
 //!
 //! ```text
+//! crowd      clients that compare every byte; for tests, and where bytes must be right
 //! discard    clients that fetch bodies at full speed and throw them away
 //! trickle    many clients at once that read a little at a time
 //! rate       requests per second over kept connections (wrk)
@@ -16,6 +17,7 @@
 
 mod head;
 
+pub mod crowd;
 pub mod discard;
 pub mod meter;
 pub mod nginx;

@@ -17,10 +17,17 @@ use tempfile::TempDir;
 use crate::component;
 use crate::condition::patience;
 use crate::http::{Answer, Request};
+use crate::netns::Host;
 use crate::process::{Process, free_address};
 
 /// Starts with other ports, when somebody took one between choosing and binding.
 const START_ATTEMPTS: usize = 5;
+
+/// Where a node on a host of its own answers clients.
+const HOST_PORT: u16 = 5000;
+
+/// Where a node on a host of its own shows metrics and status.
+const HOST_DEBUG_PORT: u16 = 5001;
 
 /// What a node is started with; [`Node::builder`] yields one.
 #[derive(Clone, Debug, Default)]
@@ -28,14 +35,16 @@ pub struct NodeBuilder {
     settings: Map<String, Value>,
     environment: Vec<(String, String)>,
     /// Where clients are answered, unless at loopback.
-    host: Option<IpAddr>,
+    at: Option<IpAddr>,
+    /// The host that the node runs on, unless this one.
+    host: Option<Host>,
 }
 
 impl NodeBuilder {
     /// Answers clients at this address of the machine.
     #[must_use]
-    pub fn at(mut self, host: IpAddr) -> Self {
-        self.host = Some(host);
+    pub fn at(mut self, address: IpAddr) -> Self {
+        self.at = Some(address);
         self
     }
 
@@ -69,6 +78,29 @@ impl NodeBuilder {
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Runs the node on a host of its own, where it answers at the host's door.
+    #[must_use]
+    pub fn on(mut self, host: &Host) -> Self {
+        self.host = Some(host.clone());
+        self
+    }
+
+    /// Chooses where clients are answered, and where metrics and status are.
+    fn addresses(&self) -> Result<(SocketAddr, SocketAddr)> {
+        if let Some(host) = &self.host {
+            // Nobody else is on that host.
+            return Ok((
+                (host.door(), HOST_PORT).into(),
+                (host.door(), HOST_DEBUG_PORT).into(),
+            ));
+        }
+        let mut address = free_address()?;
+        if let Some(at) = self.at {
+            address.set_ip(at);
+        }
+        Ok((address, free_address()?))
     }
 
     /// Starts the node and waits until `/readyz` answers 200.
@@ -114,6 +146,7 @@ pub struct Node {
     process: Option<Process>,
     folder: PathBuf,
     environment: Vec<(String, String)>,
+    host: Option<Host>,
     address: SocketAddr,
     debug: SocketAddr,
     owned: Option<TempDir>,
@@ -135,10 +168,7 @@ impl Node {
     }
 
     fn prepare(builder: &NodeBuilder, folder: &TempDir) -> Result<Self> {
-        let (mut address, debug) = (free_address()?, free_address()?);
-        if let Some(host) = builder.host {
-            address.set_ip(host);
-        }
+        let (address, debug) = builder.addresses()?;
         let folder = folder.path().to_owned();
         let configuration = builder.configuration(address, debug, &folder.join("data"));
         std::fs::write(
@@ -146,11 +176,11 @@ impl Node {
             serde_json::to_vec_pretty(&configuration)?,
         )
         .context("writing the configuration of the node")?;
-        let environment = builder.environment.clone();
         Ok(Self {
             process: None,
             folder,
-            environment,
+            environment: builder.environment.clone(),
+            host: builder.host.clone(),
             address,
             debug,
             owned: None,
@@ -192,6 +222,9 @@ impl Node {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(host) = &self.host {
+            command = host.command(&command)?;
+        }
         self.process = Some(Process::start("millrace", &command, &self.folder)?);
         Ok(())
     }
@@ -217,6 +250,11 @@ impl Node {
     /// When the node is stopped.
     pub fn process_id(&self) -> u32 {
         self.process.as_ref().expect("the node runs").id()
+    }
+
+    /// Tells whether the process was started and neither stopped nor killed since.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
     }
 
     /// Returns what all runs of the node printed so far.
@@ -282,6 +320,23 @@ impl Node {
     pub async fn restart(&mut self) -> Result<()> {
         self.kill();
         self.launch().await
+    }
+
+    /// Changes the configuration, from the next start on; `settings` sees what was set so far.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn reconfigure(&mut self, settings: impl FnOnce(NodeBuilder) -> NodeBuilder) -> Result<()> {
+        let file = self.folder.join("config.yml");
+        let builder = settings(NodeBuilder {
+            settings: serde_json::from_slice(&std::fs::read(&file)?)?,
+            environment: std::mem::take(&mut self.environment),
+            at: None,
+            host: self.host.clone(),
+        });
+        self.environment = builder.environment;
+        std::fs::write(&file, serde_json::to_vec_pretty(&builder.settings)?)
+            .context("writing the configuration of the node")
     }
 
     /// Returns the value of a metric, summed over all label sets that contain all of `labels`.

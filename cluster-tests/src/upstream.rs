@@ -4,7 +4,7 @@
 //! port with the same content, which is how a test takes the upstream away. What a healthy
 //! registry never does is the fake registry's part.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -65,6 +65,8 @@ impl Access {
 pub struct Upstream {
     process: Option<Process>,
     folder: TempDir,
+    listen: Ipv4Addr,
+    /// Where this machine reaches it.
     address: SocketAddr,
     login: Option<Login>,
 }
@@ -75,7 +77,16 @@ impl Upstream {
     /// # Errors
     /// When `docker-registry` is missing or does not start.
     pub async fn start() -> Result<Self> {
-        Self::start_with(None, json!({})).await
+        Self::start_with(Ipv4Addr::LOCALHOST, None, json!({})).await
+    }
+
+    /// Starts an empty registry that listens on every address of this machine, so that hosts of a
+    /// [`crate::netns::Net`] reach it: see [`Upstream::url_at`].
+    ///
+    /// # Errors
+    /// When `docker-registry` is missing or does not start.
+    pub async fn start_everywhere() -> Result<Self> {
+        Self::start_with(Ipv4Addr::UNSPECIFIED, None, json!({})).await
     }
 
     /// Starts an empty registry that wants `login` for everything (htpasswd, bcrypt).
@@ -87,7 +98,7 @@ impl Upstream {
             user: user.to_owned(),
             password: password.to_owned(),
         };
-        Self::start_with(Some(login), json!({})).await
+        Self::start_with(Ipv4Addr::LOCALHOST, Some(login), json!({})).await
     }
 
     /// Starts the registry as a pull-through cache of `remote`: the rival, and the plain mirror
@@ -96,10 +107,11 @@ impl Upstream {
     /// # Errors
     /// When `docker-registry` is missing or does not start.
     pub async fn start_mirror_of(remote: &str) -> Result<Self> {
-        Self::start_with(None, json!({"proxy": {"remoteurl": remote}})).await
+        let settings = json!({"proxy": {"remoteurl": remote}});
+        Self::start_with(Ipv4Addr::LOCALHOST, None, settings).await
     }
 
-    async fn start_with(login: Option<Login>, settings: Value) -> Result<Self> {
+    async fn start_with(listen: Ipv4Addr, login: Option<Login>, settings: Value) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("millrace-upstream-")
             .tempdir()?;
@@ -110,6 +122,7 @@ impl Upstream {
         let mut upstream = Self {
             process: None,
             folder,
+            listen,
             address,
             login,
         };
@@ -136,7 +149,7 @@ impl Upstream {
             // The access log comes in Apache's format on standard output, the rest on standard error.
             "log": {"level": "error", "accesslog": {"disabled": false}},
             "storage": {"filesystem": {"rootdirectory": folder.join("data")}, "delete": {"enabled": true}},
-            "http": {"addr": self.address.to_string(), "secret": "the secret of a test"},
+            "http": {"addr": format!("{}:{}", self.listen, self.address.port()), "secret": "the secret of a test"},
         });
         if self.login.is_some() {
             configuration["auth"] =
@@ -191,6 +204,11 @@ impl Upstream {
     /// Returns `http://<address>`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Returns its URL for those who reach this machine by `address`.
+    pub fn url_at(&self, address: IpAddr) -> String {
+        format!("http://{}", SocketAddr::new(address, self.address.port()))
     }
 
     /// Returns user and password, if the registry wants them.

@@ -1,0 +1,103 @@
+//! A fleet in front of a fake registry, as most tests want it.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use bytes::Bytes;
+use millrace_protocol::oci::Digest;
+
+use super::{Fleet, Plan};
+use crate::fake::{Fake, Image, assert_whole};
+use crate::http::Request;
+use crate::load::crowd::{self, Client, Pulled};
+
+/// The fake's name in the configuration of the nodes.
+const UPSTREAM: &str = "fake";
+
+/// The repository of blobs that belong to no image.
+const REPOSITORY: &str = "app";
+
+/// A fleet whose upstream `fake` is a fake registry.
+#[derive(Debug)]
+pub struct Scene {
+    /// The upstream.
+    pub fake: Fake,
+    /// The nodes.
+    pub fleet: Fleet,
+}
+
+impl Scene {
+    /// Starts both and waits until the nodes agree.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn start(plan: Plan) -> Result<Self> {
+        Self::before(Fake::start().await?, plan).await
+    }
+
+    /// Starts a fleet before `fake` and waits until the nodes agree.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn before(fake: Fake, plan: Plan) -> Result<Self> {
+        let fleet = plan.upstream(UPSTREAM, &fake.url()).start().await?;
+        Ok(Self { fake, fleet })
+    }
+
+    /// Adds a blob to the upstream and returns the path by which nodes serve it.
+    pub fn add(&self, content: &Bytes) -> String {
+        let digest = self.fake.add_blob(REPOSITORY, content.clone());
+        Self::path(&digest)
+    }
+
+    /// Returns the path by which nodes serve a blob.
+    pub fn path(digest: &Digest) -> String {
+        format!("/v2/{UPSTREAM}/{REPOSITORY}/blobs/{digest}")
+    }
+
+    /// Pulls a blob through a node and compares every byte.
+    ///
+    /// # Errors
+    /// When the node does not serve it whole and right.
+    pub async fn pull(&self, node: usize, path: &str, content: &Bytes) -> Result<Pulled> {
+        crowd::pull(self.fleet.node(node).address(), path, content).await
+    }
+
+    /// Begins to pull a blob through a node.
+    ///
+    /// # Errors
+    /// When the node does not begin to serve it.
+    pub async fn open(&self, node: usize, path: &str, content: &Bytes) -> Result<Client> {
+        Client::open(self.fleet.node(node).address(), path, content).await
+    }
+
+    /// Returns `clients` clients at each of `nodes`.
+    pub fn clients(&self, nodes: &[usize], clients: usize) -> Vec<SocketAddr> {
+        self.fleet.doors(&nodes.repeat(clients))
+    }
+
+    /// Pulls everything of an image of the fake through a node by tag, as a client does.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    ///
+    /// # Panics
+    /// When anything of it is not given completely.
+    pub async fn pull_image(
+        &self,
+        node: usize,
+        (repository, tag): (&str, &str),
+        (image, layers): (&Image, &[Bytes]),
+    ) -> Result<()> {
+        let node = self.fleet.node(node);
+        let root = format!("/v2/{UPSTREAM}/{repository}");
+        let manifest = Request::get(&format!("{root}/manifests/{tag}"));
+        assert_whole(&node.send(manifest).await?, &image.manifest_bytes);
+        let config = Request::get(&format!("{root}/blobs/{}", image.config));
+        anyhow::ensure!(node.send(config).await?.status() == 200, "no configuration");
+        for (digest, layer) in image.layers.iter().zip(layers) {
+            crowd::pull(node.address(), &format!("{root}/blobs/{digest}"), layer).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,134 @@
+//! Many nodes, one upstream: whoever asks, however many ask, each byte leaves the upstream once.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use millrace_cluster_tests::client::{Client as _, Skopeo};
+use millrace_cluster_tests::fake::{Fake, Then, When, noise};
+use millrace_cluster_tests::fleet::{Fleet, Scene};
+use millrace_cluster_tests::image::Image;
+use millrace_cluster_tests::load::crowd::{all, stampede};
+use millrace_cluster_tests::repository::Repository;
+use millrace_cluster_tests::upstream::Upstream;
+
+const MIB: usize = 1 << 20;
+
+/// Slow enough that everybody asks while the blob is on its way.
+const SLOW: u64 = 8 << 20;
+
+/// Asserts that no body left the upstream twice.
+async fn assert_each_left_once(upstream: &Upstream, image: &Image) -> Result<()> {
+    let mut left: BTreeMap<String, usize> = BTreeMap::new();
+    for access in upstream.content_accesses().await? {
+        // One byte asks for the size of a blob.
+        if matches!(access.status, 200 | 206) && access.body_bytes > 1 {
+            *left.entry(access.path).or_default() += 1;
+        }
+    }
+    ensure!(left.values().all(|times| *times == 1), "{left:?}");
+    let expected = image.contents().len();
+    ensure!(left.len() == expected, "{expected} contents, but {left:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn five_nodes_that_pull_one_after_the_other_cost_one_upstream_pull() -> Result<()> {
+    let upstream = Upstream::start().await?;
+    let image = Image::of_layers(12)?;
+    upstream.push(&image, "team/app", "1").await?;
+    let fleet = Fleet::of(5)
+        .upstream("corp", &upstream.url())
+        .start()
+        .await?;
+    for node in 0..5 {
+        let repository = Repository::at(fleet.node(node).address(), "corp/team/app");
+        repository.pull(&image, "1").await?;
+    }
+    assert_each_left_once(&upstream, &image).await
+}
+
+#[tokio::test]
+async fn skopeo_pulls_through_any_node_what_another_one_fetched() -> Result<()> {
+    let mut upstream = Upstream::start().await?;
+    let image = Image::runnable("fleet")?;
+    upstream.push(&image, "library/app", "1").await?;
+    let plan = Fleet::of(3).upstream("docker.io", &upstream.url());
+    let fleet = plan.start().await?;
+    let first = Repository::at(fleet.node(0).address(), "library/app");
+    first.pull(&image, "1").await?;
+    upstream.stop();
+    for node in 1..3 {
+        let skopeo = Skopeo::through(&fleet.node(node).address().to_string())?;
+        skopeo.pull("docker.io/library/app:1").await?;
+        skopeo.compare("docker.io/library/app:1", &image).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stampede_through_all_nodes_costs_one_upstream_pull() -> Result<()> {
+    let scene = Scene::start(Fleet::of(5)).await?;
+    let content = noise(1, 24 * MIB);
+    let path = scene.add(&content);
+    scene
+        .fake
+        .on(When::get("/blobs/"), Then::healthy().rate(SLOW));
+    let clients = scene.clients(&[0, 1, 2, 3, 4], 8);
+    all(stampede(clients, &path, &content).await)?;
+    assert_eq!(scene.fake.sent_bytes("/blobs/"), content.len() as u64);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tag_that_all_nodes_ask_for_at_once_is_resolved_once() -> Result<()> {
+    let scene = Scene::start(Fleet::of(5)).await?;
+    let layers = [noise(1, MIB)];
+    let image = scene.fake.add_image("team/app", "1", &layers);
+    let nodes = 0..5;
+    let pulls = nodes.map(|node| scene.pull_image(node, ("team/app", "1"), (&image, &layers)));
+    futures_util::future::try_join_all(pulls).await?;
+    assert_eq!(scene.fake.count("HEAD", "/manifests/1"), 1);
+    let manifests = scene.fake.requests("GET", "/manifests/");
+    assert_eq!(manifests.len(), 1, "{manifests:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fleet_that_boots_at_once_serves_at_once() -> Result<()> {
+    let fake = Fake::start().await?;
+    let content = noise(1, 8 * MIB);
+    let digest = fake.add_blob("app", content.clone());
+    fake.on(When::get("/blobs/"), Then::healthy().rate(SLOW));
+    let fleet = Fleet::of(6).upstream("fake", &fake.url()).boot().await?;
+    let doors = fleet.doors(&[0, 1, 2, 3, 4, 5]);
+    all(stampede(doors, &Scene::path(&digest), &content).await)?;
+    // Views may differ while nodes find each other: that may cost a second fetch, not a third.
+    let sent = fake.sent_bytes("/blobs/");
+    assert!(sent <= 2 * content.len() as u64, "{sent}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_joins_asks_no_upstream_for_what_the_others_hold() -> Result<()> {
+    let plan = Fleet::of(3);
+    let fake = Fake::start().await?;
+    let plan = plan.upstream("fake", &fake.url());
+    let mut fleet = plan.start().await?;
+    let blobs: Vec<_> = (0..40).map(|seed| noise(seed, 64 * 1024)).collect();
+    let paths: Vec<String> = blobs
+        .iter()
+        .map(|blob| Scene::path(&fake.add_blob("app", blob.clone())))
+        .collect();
+    for (number, (path, blob)) in paths.iter().zip(&blobs).enumerate() {
+        all(stampede(fleet.doors(&[number % 3]), path, blob).await)?;
+    }
+    let before = fake.count("GET", "/blobs/");
+    fake.stop().await;
+    let joined = fleet.join(&plan).await?;
+    fleet.agree().await;
+    for (path, blob) in paths.iter().zip(&blobs) {
+        all(stampede(fleet.doors(&[joined]), path, blob).await)?;
+    }
+    assert_eq!(fake.count("GET", "/blobs/"), before);
+    Ok(())
+}

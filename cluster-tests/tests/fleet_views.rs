@@ -1,0 +1,225 @@
+//! Nodes that come, leave, are cut off from each other, and see different clusters: pulls go on.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use millrace_cluster_tests::component;
+use millrace_cluster_tests::condition::{eventually, patience};
+use millrace_cluster_tests::fake::{Fake, Then, When, noise};
+use millrace_cluster_tests::fleet::{Fleet, Scene};
+use millrace_cluster_tests::load::crowd::{all, pull, stampede};
+use millrace_cluster_tests::netns::Net;
+use millrace_cluster_tests::process;
+
+const MIB: usize = 1 << 20;
+
+/// A fleet on hosts of its own before a fake that all of them reach.
+async fn scene_on(net: &Net) -> Result<Scene> {
+    let std::net::IpAddr::V4(host) = net.upstream_address(0) else {
+        anyhow::bail!("hosts have IPv4 addresses");
+    };
+    let fake = Fake::start_at(host).await?;
+    Scene::before(fake, Fleet::of(net.hosts().len()).on(net.hosts())).await
+}
+
+/// Blobs of the fake, and where nodes serve them.
+fn blobs(fake: &Fake, seeds: std::ops::Range<u64>, size: usize) -> Vec<(String, Bytes)> {
+    let contents = seeds.map(|seed| noise(seed, size));
+    contents
+        .map(|content| {
+            let digest = fake.add_blob("app", content.clone());
+            (Scene::path(&digest), content)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn nodes_join_and_leave_under_load() -> Result<()> {
+    let fake = Fake::start().await?;
+    let plan = Fleet::of(4).upstream("fake", &fake.url());
+    let mut fleet = plan.start().await?;
+    let blobs = blobs(&fake, 0..60, MIB);
+    let staying = fleet.doors(&[0, 1, 2]);
+    let load = async {
+        for (number, (path, content)) in blobs.iter().enumerate() {
+            let doors = (0..6).map(|client| staying[(number + client) % 3]);
+            all(stampede(doors, path, content).await).with_context(|| path.clone())?;
+        }
+        anyhow::Ok(())
+    };
+    let change = async {
+        eventually("the load has begun", async || {
+            fake.count("GET", "/blobs/") > 3
+        })
+        .await;
+        fleet.leave(3).await?;
+        fleet.join(&plan).await?;
+        fleet.restart(&[3]).await?;
+        fleet.agree().await;
+        Ok(())
+    };
+    let ((), ()) = futures_util::try_join!(load, change)?;
+    // A change of the ring may cost a second fetch of what is on its way just then.
+    let sent = fake.sent_bytes("/blobs/");
+    assert!(sent <= (blobs.len() + 12) as u64 * MIB as u64, "{sent}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_leaving_node_is_gone_at_once() -> Result<()> {
+    let mut fleet = Fleet::of(3).start().await?;
+    fleet.leave(2).await?;
+    // Its process has ended, so it said that it leaves; a crash would be noticed after seconds.
+    let limit = std::time::Duration::from_secs(2);
+    let agreed = fleet.agree_within(limit, &[0, 1], &[0, 1]).await;
+    ensure!(agreed.is_some(), "{}", fleet.seen(0).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_nodes_that_cannot_reach_each_other_stop_no_client() -> Result<()> {
+    let net = Net::of(4).await?;
+    let scene = scene_on(&net).await?;
+    // Both still hear of each other through 2 and 3, and believe that they can be asked.
+    net.split(&[0], &[1])?;
+    // For nodes 2 and 3 the home is 0 or 1; those two cannot ask each other.
+    for home in [0, 1] {
+        let (_, content) = scene.fleet.content_of_home(home, 4 * MIB);
+        let path = scene.add(&content);
+        let clients = scene.clients(&[0, 1, 2, 3], 4);
+        let before = scene.fake.sent_bytes("/blobs/");
+        all(stampede(clients, &path, &content).await)?;
+        let sent = scene.fake.sent_bytes("/blobs/") - before;
+        assert!(sent <= 2 * content.len() as u64, "{sent}");
+    }
+    net.heal()?;
+    scene.fleet.agree().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_split_cluster_serves_in_both_halves_and_heals_by_itself() -> Result<()> {
+    let net = Net::of(4).await?;
+    let scene = scene_on(&net).await?;
+    let blobs = blobs(&scene.fake, 0..6, MIB);
+    net.split(&[0, 1], &[2, 3])?;
+    scene.fleet.agree_on(&[0, 1], &[0, 1]).await;
+    scene.fleet.agree_on(&[2, 3], &[2, 3]).await;
+    for (number, (path, content)) in blobs.iter().enumerate() {
+        // Half of them in one half only.
+        let nodes: &[usize] = if number % 2 == 0 {
+            &[0, 1, 2, 3]
+        } else {
+            &[number % 4 / 2 * 2]
+        };
+        all(stampede(scene.clients(nodes, 2), path, content).await)?;
+    }
+    let sent = scene.fake.sent_bytes("/blobs/");
+    assert!(sent <= (2 * 3 + 3) * MIB as u64, "{sent}");
+    net.heal()?;
+    scene.fleet.agree().await;
+    scene.fake.stop().await;
+    for (path, content) in &blobs {
+        all(stampede(scene.clients(&[0, 1, 2, 3], 1), path, content).await)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_whose_clock_is_set_back_stays_and_comes_back() -> Result<()> {
+    let clock = tempfile::tempdir()?;
+    let file = clock.path().join("offset");
+    set_clock(&file, "+0")?;
+    let variables = [
+        ("LD_PRELOAD", clock_library().await?),
+        ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
+        ("FAKETIME_NO_CACHE", "1".to_owned()),
+        // The clock that only measures intervals is not set by anybody.
+        ("DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ];
+    let plan = Fleet::of(3).each(move |index, node| {
+        let variables = variables.iter().filter(|_| index == 0);
+        variables.fold(node, |node, (name, value)| node.environment(name, value))
+    });
+    let mut scene = Scene::start(plan).await?;
+    let layers = [noise(1, MIB)];
+    let image = scene.fake.add_image("team/app", "1", &layers);
+    scene
+        .pull_image(0, ("team/app", "1"), (&image, &layers))
+        .await?;
+    set_clock(&file, "-3600")?;
+    scene
+        .pull_image(0, ("team/app", "1"), (&image, &layers))
+        .await?;
+    let blobs = blobs(&scene.fake, 10..16, MIB);
+    for (path, content) in &blobs {
+        all(stampede(scene.clients(&[0, 1, 2], 1), path, content).await)?;
+    }
+    scene.fleet.agree().await;
+    // Started anew in the past, it is the newer run all the same.
+    scene.fleet.restart(&[0]).await?;
+    scene.fleet.agree().await;
+    for (path, content) in &blobs {
+        pull(scene.fleet.node(0).address(), path, content).await?;
+    }
+    scene
+        .pull_image(0, ("team/app", "1"), (&image, &layers))
+        .await?;
+    assert_eq!(
+        scene.fake.sent_bytes("/blobs/"),
+        sum(&blobs) + image_bytes(&scene)?
+    );
+    Ok(())
+}
+
+/// Returns the library that lets a process see another clock.
+async fn clock_library() -> Result<String> {
+    let mut command = Command::new(component::find("faketime")?);
+    command.args(["-f", "+0", "printenv", "LD_PRELOAD"]);
+    Ok(process::run(&command, patience()).await?.trim().to_owned())
+}
+
+/// Sets the clock of processes that watch `file`, in seconds relative to the right time.
+fn set_clock(file: &Path, offset: &str) -> Result<()> {
+    let fresh = file.with_extension("fresh");
+    std::fs::write(&fresh, format!("{offset}\n"))?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o644))?;
+    Ok(std::fs::rename(fresh, file)?)
+}
+
+fn sum(blobs: &[(String, Bytes)]) -> u64 {
+    blobs.iter().map(|(_, content)| content.len() as u64).sum()
+}
+
+/// Returns the bytes of blobs of the image, which left the upstream once.
+fn image_bytes(scene: &Scene) -> Result<u64> {
+    let records = scene.fake.requests("GET", "/team/app/blobs/");
+    ensure!(records.len() == 2, "{records:?}");
+    Ok(records.iter().map(|record| record.sent_bytes).sum())
+}
+
+#[tokio::test]
+async fn a_node_that_owns_nothing_is_a_full_member() -> Result<()> {
+    let scene = Scene::start(Fleet::of(3).weights(&[1, 1, 0])).await?;
+    let gate = millrace_cluster_tests::fake::Gate::default();
+    scene
+        .fake
+        .on(When::get("/blobs/").after(8), Then::healthy().hold(&gate));
+    for (number, (path, content)) in blobs(&scene.fake, 0..8, MIB).iter().enumerate() {
+        assert_ne!(
+            scene
+                .fleet
+                .home(&millrace_cluster_tests::fake::sha256(content)),
+            2
+        );
+        let order = if number % 2 == 0 { [2, 0] } else { [1, 2] };
+        for node in order {
+            scene.pull(node, path, content).await?;
+        }
+    }
+    assert_eq!(scene.fake.count("GET", "/blobs/"), 8);
+    Ok(())
+}
