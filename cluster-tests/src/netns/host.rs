@@ -154,7 +154,7 @@ impl Host {
     /// # Errors
     /// When nft is missing.
     pub fn block_udp(&self) -> Result<()> {
-        self.filter("udp", "iifname data0 meta l4proto udp drop")
+        self.filter("firewall", "iifname data0 meta l4proto udp drop")
     }
 
     /// Lets UDP packets in again.
@@ -162,7 +162,7 @@ impl Host {
     /// # Errors
     /// When nft is missing.
     pub fn allow_udp(&self) -> Result<()> {
-        self.filter("udp", "")
+        self.filter("firewall", "")
     }
 
     /// Replaces the rule called `name`.
