@@ -355,7 +355,14 @@ impl Tags {
             }
         }
         match self.ask_upstream(&origin, &tag, asked).await? {
-            Stated::Digest(digest) => self.shared.manifests.by_digest(&origin, &digest).await,
+            Stated::Digest(digest) => {
+                let answer = self.shared.manifests.by_digest(&origin, &digest).await?;
+                // Once more, because only now there is a sidecar that can carry the claim.
+                let credential = origin.upstream.credential().to_string();
+                let known = (digest, asked.elapsed());
+                self.remember(&origin, &tag, credential, known).await;
+                Ok(answer)
+            }
             Stated::Unverifiable(answer) => Ok(answer),
         }
     }

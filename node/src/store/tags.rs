@@ -108,7 +108,8 @@ impl Inner {
     ) -> Result<(), StoreError> {
         let old: Option<TagRecord> = self.index.tag(&name.key())?;
         let moved = old.as_ref().is_none_or(|old| old.digest != record.digest);
-        if moved {
+        // The manifest may have come after the tag was first recorded.
+        if moved || !self.is_claimed(name, &record.digest) {
             // First the new claim, then the end of the old one: between the two the younger wins.
             self.update_sidecar(&record.digest, |sidecar| {
                 sidecar.claim(name.claim(record.resolved_at));
@@ -118,13 +119,20 @@ impl Inner {
                     credential,
                 });
             })?;
-            if let Some(old) = old {
+            if let Some(old) = old.filter(|_| moved) {
                 self.unclaim(name, &old.digest)?;
             }
         }
         self.index
             .put_repository(&name.upstream, &name.repository)?;
         self.index.put_tag(&name.key(), record)
+    }
+
+    /// Whether the manifest's sidecar says that the tag points to it.
+    fn is_claimed(&self, name: &TagName, digest: &Digest) -> bool {
+        let claim = name.claim(0);
+        let sidecar = Sidecar::read(&self.layout.sidecar(digest));
+        sidecar.is_some_and(|sidecar| sidecar.tags.iter().any(|known| known.same_name(&claim)))
     }
 
     fn unclaim(self: &Arc<Self>, name: &TagName, digest: &Digest) -> Result<(), StoreError> {
