@@ -49,7 +49,10 @@ pub struct Part {
     digest: Digest,
     writer: PartWriter,
     saved: RangeSet<u64>,
+    /// Bytes that are counted.
     reserved: u64,
+    /// Bytes of these that the file system has allocated.
+    allocated: u64,
     /// Whether the file still has to be removed when this value goes.
     owned: bool,
 }
@@ -89,6 +92,7 @@ impl Part {
             },
             saved,
             reserved: 0,
+            allocated: 0,
             owned: true,
         })
     }
@@ -112,33 +116,44 @@ impl Part {
 
     /// Makes sure that `total` bytes fit, by evicting what was not used for longest.
     ///
-    /// May be called again with a larger total.
+    /// May be called again with a larger total. The first call only counts, and the file system
+    /// allocates in the next one: that can wait for a journal, and the first bytes of a blob
+    /// should not.
     ///
     /// # Errors
     /// [`StoreError::TooLarge`] and [`StoreError::NoSpace`]; the part keeps what it had.
     /// # Cancel safety
     /// Not to be cancelled: the reservation would be lost until restart.
     pub async fn reserve(&mut self, total: u64) -> Result<(), StoreError> {
+        let is_first = self.reserved == 0;
         let more = total.saturating_sub(self.reserved);
-        if more == 0 {
+        if more > 0 {
+            let inner = Arc::clone(&self.inner);
+            blocking(move || inner.make_room(more)).await?;
+            self.reserved = total;
+        }
+        if is_first || self.allocated == self.reserved {
             return Ok(());
         }
-        let inner = Arc::clone(&self.inner);
+        self.allocate().await
+    }
+
+    /// Has the file system allocate what was reserved since the last time.
+    async fn allocate(&mut self) -> Result<(), StoreError> {
         let file = Arc::clone(&self.writer.file);
-        let from = self.reserved;
-        blocking(move || {
-            inner.make_room(more)?;
-            match fallocate(&file, FallocateFlags::KEEP_SIZE, from, more) {
+        let (from, more) = (self.allocated, self.reserved - self.allocated);
+        blocking(
+            move || match fallocate(&file, FallocateFlags::KEEP_SIZE, from, more) {
                 Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
-                    inner.space.shrink(more);
                     Err(StoreError::NoSpace { needed_bytes: more })
                 }
-                // Elsewhere a file system that cannot reserve: the write will tell.
+                // Elsewhere a file system that cannot allocate ahead: the write will tell.
                 _ => Ok(()),
-            }
-        })
+            },
+        )
         .await?;
-        self.reserved = total;
+        self.inner.space.allocated(more);
+        self.allocated = self.reserved;
         Ok(())
     }
 
@@ -205,6 +220,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
+        self.inner.space.allocated(self.reserved - self.allocated);
         self.inner.space.shrink(self.reserved);
         if self.owned
             && let Err(error) = layout::remove(&self.writer.path)

@@ -76,6 +76,8 @@ pub(super) struct Taken {
     pub(super) blob_count: u64,
     /// By parts that grow, counted at their full size.
     pub(super) growing: u64,
+    /// Bytes of these that the file system has not allocated yet, so that it counts them as free.
+    unallocated: u64,
     /// By parts that are suspended.
     pub(super) suspended: u64,
 }
@@ -120,6 +122,13 @@ impl Space {
         taken.growing = taken.growing.saturating_sub(size);
     }
 
+    /// Notes that the file system has allocated so many of the bytes that growing parts took, or
+    /// never will.
+    pub(super) fn allocated(&self, size: u64) {
+        let mut taken = self.taken.lock();
+        taken.unallocated = taken.unallocated.saturating_sub(size);
+    }
+
     pub(super) fn suspend(&self, size: u64) {
         self.taken.lock().suspended += size;
     }
@@ -131,15 +140,16 @@ impl Space {
 
     /// Takes `needed` bytes for a growing part if they fit now.
     ///
-    /// `free` is what the file system has free; growing parts may not have written all that they
-    /// took, so this errs on the side of too much room only for what they still write.
+    /// `free` is what the file system has free, what it has not allocated yet included.
     pub(super) fn try_grow(&self, needed: u64, free: u64) -> bool {
         let mut taken = self.taken.lock();
         let total = taken.blobs + taken.growing + taken.suspended;
         let fits = total.saturating_add(needed) <= self.limits.max_size
-            && free >= self.limits.min_free.saturating_add(needed);
+            && free.saturating_sub(taken.unallocated)
+                >= self.limits.min_free.saturating_add(needed);
         if fits {
             taken.growing += needed;
+            taken.unallocated += needed;
         }
         fits
     }
@@ -171,6 +181,15 @@ mod tests {
         let space = space(u64::MAX, 100);
         assert!(!space.try_grow(10, 109));
         assert!(space.try_grow(10, 110));
+    }
+
+    #[test]
+    fn what_is_not_allocated_yet_is_not_free() {
+        let space = space(u64::MAX, 0);
+        assert!(space.try_grow(60, 100));
+        assert!(!space.try_grow(60, 100));
+        space.allocated(60);
+        assert!(space.try_grow(60, 100));
     }
 
     #[test]
