@@ -12,6 +12,7 @@
 
 mod account;
 mod buffers;
+mod changes;
 mod config;
 mod error;
 mod eviction;
@@ -43,6 +44,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 pub use buffers::{Buffer, Buffers, LARGE_BYTES, SMALL_BYTES};
+pub use changes::{Change, Changes, Missed, Shelf};
 pub use config::Config;
 pub use error::StoreError;
 pub use links::Record;
@@ -54,6 +56,7 @@ pub use tags::{TagName, TagRecord};
 
 use crate::task::Tasks;
 use account::Counted;
+use changes::Announcer;
 use error::FileContext;
 use eviction::Pin;
 use index::{BlobRecord, Index, Opened};
@@ -78,6 +81,8 @@ struct Inner {
     space: Space,
     buffers: Buffers,
     metrics: Metrics,
+    /// Tells what comes and goes.
+    announcer: Announcer,
     /// How many readers each blob has; also the lock under which files appear to eviction.
     pins: Mutex<HashMap<Digest, usize>>,
     touched: Mutex<HashMap<Digest, u64>>,
@@ -316,6 +321,7 @@ impl Inner {
             space: Space::new(limits),
             buffers: Buffers::default(),
             metrics: Metrics::default(),
+            announcer: Announcer::default(),
             pins: Mutex::default(),
             touched: Mutex::default(),
             counted: Mutex::new(counted),
@@ -412,6 +418,7 @@ impl Inner {
             merged.write(&path)?;
         }
         fs::rename(file, &target).doing("publish", &target)?;
+        self.announcer.announce(Change::Came(*digest));
         layout::sync_folder(layout::parent(&target))?;
         layout::remove(&self.layout.part_state(digest))?;
         self.index_repositories(sidecar)?;

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use millrace::store::{Config, Provenance, Sidecar, Store, StoreError, TagName, TagRecord};
+use millrace::store::{
+    Change, Config, Missed, Provenance, Shelf, Sidecar, Store, StoreError, TagName, TagRecord,
+};
 use millrace::task::Tasks;
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use rangemap::RangeSet;
@@ -416,4 +418,54 @@ async fn a_part_that_is_longer_than_what_was_verified_is_cut() {
     committed.expect("committed");
     assert_eq!(read_all(&store, &digest).await, Some(bytes.to_vec()));
     assert_eq!(store.status().blob_bytes, 1_000);
+}
+
+/// Everything that the shelves hold.
+async fn listed(store: &Store) -> Vec<Digest> {
+    let mut listed = Vec::new();
+    for shelf in Shelf::all() {
+        listed.extend(store.held(shelf).await.expect("listed"));
+    }
+    listed.sort();
+    listed
+}
+
+#[tokio::test]
+async fn shelves_hold_every_blob_once_whatever_the_index_knows() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let (store, tasks) = open(folder.path()).await;
+    let mut expected = Vec::new();
+    for seed in 0..40 {
+        expected.push(put(&store, seed, 100).await);
+    }
+    expected.sort();
+    assert_eq!(listed(&store).await, expected);
+    close(store, tasks).await;
+    // Not waiting for the index, which is made anew.
+    fs::remove_dir_all(folder.path().join("index")).expect("removed");
+    let tasks = Tasks::default();
+    let reopened = Store::open(&config(folder.path()), &tasks).await;
+    let store = reopened.expect("store opens");
+    assert_eq!(listed(&store).await, expected);
+    close(store, tasks).await;
+}
+
+#[tokio::test]
+async fn listeners_hear_what_comes_and_goes_and_that_they_missed_something() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let (store, tasks) = open(folder.path()).await;
+    let mut changes = store.changes();
+    let blob = put(&store, 1, 100).await;
+    let other = put(&store, 2, 100).await;
+    store.remove(&blob).await.expect("removed");
+    for expected in [Change::Came(blob), Change::Came(other), Change::Went(blob)] {
+        assert_eq!(changes.next().await, Ok(expected));
+    }
+    // What is not there can be removed as often as one likes.
+    for _ in 0..5000 {
+        store.remove(&blob).await.expect("removed");
+    }
+    assert_eq!(changes.next().await, Err(Missed));
+    assert_eq!(changes.next().await, Ok(Change::Went(blob)));
+    close(store, tasks).await;
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use millrace_protocol::oci::Digest;
 
+use super::changes::Change;
 use super::error::StoreError;
 use super::space::Disk;
 use super::{Inner, layout};
@@ -85,9 +86,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Removes a blob's files and index entries.
+    /// Removes a blob's files and index entries; others hear of it first.
     pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
-        layout::remove(&self.layout.blob(digest))?;
+        self.announcer.announce(Change::Went(*digest));
+        let removed = layout::remove(&self.layout.blob(digest));
+        if removed.is_err() {
+            self.announcer.announce(Change::Came(*digest));
+        }
+        removed?;
         layout::remove(&self.layout.sidecar(digest))?;
         self.forget(digest)
     }

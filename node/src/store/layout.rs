@@ -72,6 +72,14 @@ impl Layout {
         path
     }
 
+    /// Returns the folder of the blobs whose hash begins with `fan`.
+    pub(super) fn fan(&self, algorithm: Algorithm, fan: u8) -> PathBuf {
+        let mut path = self.blobs();
+        path.push(algorithm.name());
+        path.push(format!("{fan:02x}"));
+        path
+    }
+
     pub(super) fn sidecar(&self, digest: &Digest) -> PathBuf {
         self.blob(digest).with_extension("json")
     }
