@@ -15,6 +15,7 @@ mod config;
 mod endpoint;
 mod error;
 mod handler;
+mod holdings_stream;
 mod inbox;
 mod link;
 mod links;
@@ -40,6 +41,7 @@ pub use chunk_stream::ChunkStream;
 pub use config::Config;
 pub use error::{BindError, DialError, PeerError};
 pub use handler::{ChunkEvent, Handler, Members, PeerManifest, PeerTag};
+pub use holdings_stream::HoldingsStream;
 pub use status::{PeerStatus, Status, Unreachable};
 
 use answer::Answerer;
@@ -179,6 +181,17 @@ impl Peers {
         patience: Duration,
     ) -> Result<Vec<Holding>, PeerError> {
         ask::holds(&self.links, peer, question, patience).await
+    }
+
+    /// Asks `peer` to tell what it holds of that which this node is responsible for; the changes
+    /// come from the stream.
+    ///
+    /// # Errors
+    /// [`PeerError`] when the peer cannot be asked.
+    /// # Cancel safety
+    /// As [`Peers::open`].
+    pub async fn follow(&self, peer: NodeId) -> Result<HoldingsStream, PeerError> {
+        HoldingsStream::open(&self.links, peer).await
     }
 
     /// Whether asking `peer` has a chance: false while connecting to it fails. One that has come

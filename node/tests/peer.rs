@@ -18,8 +18,8 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use millrace_protocol::wire::frame;
 use millrace_protocol::wire::message::{
-    Answer, AskHolds, AskManifest, BlobNews, Holding, OpenBlob, Question, ReadChunks, RecallTag,
-    Refusal, ResolveTag, Role,
+    Answer, AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, HoldingsNews, OpenBlob,
+    Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
 };
 use quinn::VarInt;
 use raw::Raw;
@@ -47,6 +47,7 @@ fn read(digest: Digest, first: u32, count: u32) -> ReadChunks {
 fn holds(digests: &[Digest]) -> AskHolds {
     AskHolds {
         digests: digests.to_vec(),
+        intent: false,
     }
 }
 
@@ -616,6 +617,16 @@ async fn made_of(question: &Question, answers: &[u8]) -> PeerError {
                     }
                 }
             }
+            Question::Follow => {
+                let mut stream = a.peers.follow(hostile.id).await.expect("asked");
+                loop {
+                    match stream.next().await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => panic!("accepted"),
+                        Err(error) => return error,
+                    }
+                }
+            }
             Question::Holds(question) => {
                 let patience = Duration::from_secs(15);
                 let answer = a.peers.holds(hostile.id, question.clone(), patience).await;
@@ -712,12 +723,48 @@ async fn a_list_of_holdings_has_the_length_that_was_asked_for() {
 }
 
 #[tokio::test]
+async fn holdings_that_are_replayed_or_reordered_are_not_believed() {
+    let told =
+        |sequence, change: HoldingsChange| Answer::Holdings(HoldingsNews { sequence, change });
+    let began = |sequence| told(sequence, HoldingsChange::Began { placement: 1 });
+    let have = |sequence| told(sequence, HoldingsChange::Have(vec![]));
+    let in_sync = |sequence| told(sequence, HoldingsChange::InSync);
+    let disordered = [
+        vec![have(0)],
+        vec![began(1)],
+        vec![began(0), began(0)],
+        vec![began(0), have(1), have(1)],
+        vec![began(0), have(2)],
+        vec![began(0), in_sync(1), in_sync(2)],
+        vec![began(0), Answer::Done],
+    ];
+    for answers in disordered {
+        let error = made_of(&Question::Follow, &frames(&answers)).await;
+        assert!(
+            matches!(error, PeerError::Disordered { .. }),
+            "{answers:?}: {error}"
+        );
+    }
+    let fitting = [began(0), have(1), in_sync(2), have(3), began(4), in_sync(5)];
+    let cut = [&frames(&fitting)[..], &[1, 0]].concat();
+    let error = made_of(&Question::Follow, &cut).await;
+    assert!(matches!(error, PeerError::BrokenOff { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_question_beyond_its_bounds_is_not_asked() {
     let (a, b) = pair();
     let digests = vec![Digest::of(Algorithm::Sha256, b""); 2000];
     let refused = a
         .peers
-        .holds(b.id, AskHolds { digests }, Duration::from_secs(9))
+        .holds(
+            b.id,
+            AskHolds {
+                digests,
+                intent: false,
+            },
+            Duration::from_secs(9),
+        )
         .await;
     assert!(matches!(refused, Err(PeerError::Question { .. })));
     assert_eq!(b.handler.questions.load(Ordering::Relaxed), 0);

@@ -13,6 +13,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 
 use hashring::{DefaultHashBuilder, HashRing};
+use serde::{Deserialize, Serialize};
 
 use crate::node_id::NodeId;
 use crate::oci::{Digest, RepositoryName, Tag};
@@ -37,6 +38,10 @@ pub const WALK_LENGTH: usize = 4;
 /// Members that the owners of a zone are chosen from: two, and one that may be passed over.
 pub const OWNERS_LENGTH: usize = 3;
 
+/// Homes, and owners of each zone, that are told by everybody who has what they are responsible
+/// for: as many as are asked before a node goes on by itself.
+pub const TOLD_LENGTH: usize = 2;
+
 /// A member's place on the ring.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seat {
@@ -49,7 +54,10 @@ pub struct Seat {
 }
 
 /// What is placed: a digest, or a tag of a repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+///
+/// Of a digest, it is also the short name by which members tell each other what they hold: two
+/// digests with one key are as good as never met, and would cost a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key(u64);
 
 impl Key {
@@ -119,6 +127,36 @@ impl Placement {
         let ring = self.zones.get(zone);
         let found = ring.into_iter().flat_map(move |ring| ring.get(key));
         found.map(|seat| self.seats[seat].id)
+    }
+
+    /// Returns the members that everybody tells whether they hold what has this key: the first
+    /// [`TOLD_LENGTH`] of the walk, then those of each zone; each once, none without seats.
+    pub fn told(&self, key: Key) -> Vec<NodeId> {
+        let homes = self.ring.get(key).take(TOLD_LENGTH);
+        let zones = self.zones.values();
+        let owners = zones.flat_map(|zone| zone.get(key).take(TOLD_LENGTH));
+        let mut told: Vec<NodeId> = Vec::with_capacity(TOLD_LENGTH * (1 + self.zones.len()));
+        for id in homes.chain(owners).map(|seat| self.seats[seat].id) {
+            if !told.contains(&id) {
+                told.push(id);
+            }
+        }
+        told
+    }
+
+    /// Whether a member is one of [`Placement::told`].
+    pub fn is_told(&self, id: &NodeId, key: Key) -> bool {
+        let Ok(seat) = self.seats.binary_search_by_key(id, |seat| seat.id) else {
+            return false;
+        };
+        let homes = self.walk(key).take(TOLD_LENGTH);
+        let owners = self.owners(&self.seats[seat].zone, key).take(TOLD_LENGTH);
+        homes.chain(owners).any(|told| told == *id)
+    }
+
+    /// Whether a member has a seat, so that some keys are its.
+    pub fn has_seat(&self, id: &NodeId) -> bool {
+        self.seats.binary_search_by_key(id, |seat| seat.id).is_ok()
     }
 
     /// Returns the fraction of all keys that a member is the first for; 0 without a seat.

@@ -9,11 +9,13 @@ use body::{read_frames, read_one};
 use millrace_protocol::chunk::{CHUNK_BYTES, ChainValue, MAX_CHUNKS};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
+use millrace_protocol::placement::Key;
 use millrace_protocol::wire::frame::{self, FrameError, HEADER_BYTES, MAX_QUESTION_BYTES, Message};
 use millrace_protocol::wire::message::{
-    Answer, AskHolds, AskManifest, BlobNews, Holding, MAX_ASKED_DIGESTS, MAX_CHAIN_VALUES,
-    MAX_NAME_BYTES, MAX_ORIGINS, MAX_PROVENANCE, MAX_READ_CHUNKS, MAX_REASON_BYTES, MAX_SOURCES,
-    OpenBlob, OriginName, Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
+    Answer, AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, HoldingsNews,
+    MAX_ASKED_DIGESTS, MAX_CHAIN_VALUES, MAX_NAME_BYTES, MAX_ORIGINS, MAX_PROVENANCE,
+    MAX_READ_CHUNKS, MAX_REASON_BYTES, MAX_SOURCES, MAX_TOLD_KEYS, OpenBlob, OriginName, Question,
+    ReadChunks, RecallTag, Refusal, ResolveTag, Role,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -65,7 +67,9 @@ fn golden_questions() -> Vec<Question> {
         }),
         Question::Holds(AskHolds {
             digests: vec![digest()],
+            intent: true,
         }),
+        Question::Follow,
     ]
 }
 
@@ -114,7 +118,20 @@ fn golden_answers() -> Vec<Answer> {
         Answer::Refused(Refusal::Absent),
         Answer::Refused(Refusal::Unable),
         Answer::Refused(Refusal::Corrupt),
+        told(0, HoldingsChange::Began { placement: 300 }),
+        told(1, HoldingsChange::Have(vec![key()])),
+        told(2, HoldingsChange::Lost(vec![key()])),
+        told(3, HoldingsChange::Fetching(vec![])),
+        told(4, HoldingsChange::InSync),
     ]
+}
+
+fn key() -> Key {
+    Key::of_digest(&digest())
+}
+
+fn told(sequence: u64, change: HoldingsChange) -> Answer {
+    Answer::Holdings(HoldingsNews { sequence, change })
 }
 
 /// The bytes of a message in hexadecimal, after it has been read back.
@@ -232,6 +249,7 @@ fn questions_keep_their_bounds() {
     let holds = |count: usize| {
         Question::Holds(AskHolds {
             digests: vec![Digest::of(Algorithm::Sha512, b""); count],
+            intent: false,
         })
     };
     assert!(frame::encode(&holds(MAX_ASKED_DIGESTS)).is_ok());
@@ -272,6 +290,10 @@ fn answers_keep_their_bounds() {
     assert!(frame::encode(&opened(u64::from(MAX_CHUNKS) * CHUNK_BYTES, MAX_PROVENANCE)).is_ok());
     assert_eq!(broken(&opened(u64::MAX, 0)), "number of chunks");
     assert_eq!(broken(&opened(0, MAX_PROVENANCE + 1)), "number of origins");
+
+    let have = |count: usize| told(u64::MAX, HoldingsChange::Have(vec![key(); count]));
+    assert!(frame::encode(&have(MAX_TOLD_KEYS)).is_ok());
+    assert_eq!(broken(&have(MAX_TOLD_KEYS + 1)), "number of told keys");
 
     let header = Answer::Manifest {
         media_type: MediaType::new("text/plain\r\nx: y"),
@@ -383,7 +405,9 @@ fn any_question() -> impl Strategy<Value = Question> {
                 tag,
             })
         }),
-        vec(any_digest(), 0..50).prop_map(|digests| Question::Holds(AskHolds { digests })),
+        (vec(any_digest(), 0..50), any::<bool>())
+            .prop_map(|(digests, intent)| Question::Holds(AskHolds { digests, intent })),
+        Just(Question::Follow),
     ]
 }
 
@@ -436,6 +460,20 @@ fn any_holding() -> impl Strategy<Value = Holding> {
     ]
 }
 
+fn any_change() -> impl Strategy<Value = HoldingsChange> {
+    let keys = || {
+        let key = any_digest().prop_map(|digest| Key::of_digest(&digest));
+        vec(key, 0..50)
+    };
+    prop_oneof![
+        any::<u64>().prop_map(|placement| HoldingsChange::Began { placement }),
+        keys().prop_map(HoldingsChange::Have),
+        keys().prop_map(HoldingsChange::Lost),
+        keys().prop_map(HoldingsChange::Fetching),
+        Just(HoldingsChange::InSync),
+    ]
+}
+
 fn any_answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         Just(Answer::Pending),
@@ -462,6 +500,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         }),
         vec(any_holding(), 0..50).prop_map(Answer::Holds),
         any_refusal().prop_map(Answer::Refused),
+        (any::<u64>(), any_change()).prop_map(|(sequence, change)| told(sequence, change)),
     ]
 }
 

@@ -30,6 +30,28 @@ fn key(number: u32) -> Key {
     Key::of_digest(&Digest::of(Algorithm::Sha256, &number.to_le_bytes()))
 }
 
+/// Who is told of a key is who may be asked for it, on every node alike.
+#[test]
+fn told_are_the_first_homes_and_the_first_owners_of_each_zone() {
+    let seats = fleet(3, 12);
+    let placement = Placement::new(seats.clone());
+    for key in (0..200).map(key) {
+        let told = placement.told(key);
+        let mut expected: Vec<NodeId> = placement.walk(key).take(2).collect();
+        for zone in ["ams2", "fra1", "lon3"] {
+            expected.extend(placement.owners(zone, key).take(2));
+        }
+        let asked: BTreeSet<NodeId> = expected.into_iter().collect();
+        assert_eq!(told.iter().copied().collect::<BTreeSet<_>>(), asked);
+        assert_eq!(told.len(), asked.len(), "each once");
+        for seat in &seats {
+            assert_eq!(placement.is_told(&seat.id, key), asked.contains(&seat.id));
+        }
+    }
+    assert!(Placement::new([]).told(key(1)).is_empty());
+    assert!(!placement.is_told(&node(9, 9), key(1)));
+}
+
 fn first(placement: &Placement, key: Key) -> NodeId {
     placement.walk(key).next().expect("somebody has a seat")
 }

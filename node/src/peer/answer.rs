@@ -9,7 +9,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, once};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::wire::frame::FrameError;
-use millrace_protocol::wire::message::{Answer, BlobNews, Question, ReadChunks, Refusal};
+use millrace_protocol::wire::message::{
+    Answer, BlobNews, HoldingsNews, Question, ReadChunks, Refusal,
+};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -127,6 +129,15 @@ impl Exchange {
             Question::Holds(question) => single(handler.holds(from, question), |holdings| {
                 plain(Answer::Holds(holdings))
             }),
+            Question::Follow => {
+                let changes = handler.follow(from).enumerate();
+                changes
+                    .map(|(number, change)| {
+                        let sequence = number as u64;
+                        plain(Answer::Holdings(HoldingsNews { sequence, change }))
+                    })
+                    .boxed()
+            }
         };
         (replies, None)
     }

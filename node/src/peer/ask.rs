@@ -71,6 +71,7 @@ pub(super) fn kind(question: &Question) -> Kind {
         Question::Resolve(_) => Kind::Resolve,
         Question::Recall(_) => Kind::Recall,
         Question::Holds(_) => Kind::Holds,
+        Question::Follow => Kind::Follow,
     }
 }
 

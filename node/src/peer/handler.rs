@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, MediaType};
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, OpenBlob, OriginName, ReadChunks, RecallTag, Refusal,
-    ResolveTag,
+    AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName, ReadChunks,
+    RecallTag, Refusal, ResolveTag,
 };
 use tokio::sync::watch;
 
@@ -62,6 +62,15 @@ pub trait Handler: Debug + Send + Sync + 'static {
 
     /// Says which contents are here: one answer for each digest, in their order.
     fn holds(&self, from: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>>;
+
+    /// Tells which of what `from` is responsible for is here, and what changes about that, in the
+    /// order of SPEC.md "Follow"; the peer room numbers what is told. Its end lets the peer ask
+    /// anew.
+    ///
+    /// Who tells nothing is asked instead.
+    fn follow(&self, _from: NodeId) -> BoxStream<'static, HoldingsChange> {
+        Box::pin(stream::pending())
+    }
 
     /// Names who else may have the chunks, for a peer that finds all upload slots taken.
     fn others(&self, _from: NodeId, _question: ReadChunks) -> Vec<NodeId> {

@@ -17,6 +17,7 @@ pub(super) enum Kind {
     Resolve,
     Recall,
     Holds,
+    Follow,
 }
 
 /// Why something that came in was turned away.
@@ -47,6 +48,7 @@ impl EncodeLabelValue for Kind {
             Self::Resolve => "resolve",
             Self::Recall => "recall",
             Self::Holds => "holds",
+            Self::Follow => "follow",
         };
         name.encode(encoder)
     }

@@ -221,7 +221,7 @@ impl Neighbours {
                 let (peers, peer) = (self.peers.clone(), member.id);
                 let digests = asked.to_vec();
                 async move {
-                    let answer = peers.holds(peer, AskHolds { digests }, patience).await;
+                    let answer = peers.holds(peer, AskHolds { digests, intent: false }, patience).await;
                     // Who does not answer in time has nothing, as far as this pull is concerned.
                     (peer, answer.unwrap_or_default())
                 }

@@ -4,9 +4,9 @@
 //! message to judge (an answer against its question) are the reader's.
 
 use super::message::{
-    Answer, AskHolds, AskManifest, BlobNews, MAX_ASKED_DIGESTS, MAX_CHAIN_VALUES, MAX_NAME_BYTES,
-    MAX_ORIGINS, MAX_PROVENANCE, MAX_READ_CHUNKS, MAX_REASON_BYTES, MAX_SOURCES, OpenBlob,
-    OriginName, Question, ReadChunks, Refusal,
+    Answer, AskHolds, AskManifest, BlobNews, HoldingsChange, MAX_ASKED_DIGESTS, MAX_CHAIN_VALUES,
+    MAX_NAME_BYTES, MAX_ORIGINS, MAX_PROVENANCE, MAX_READ_CHUNKS, MAX_REASON_BYTES, MAX_SOURCES,
+    MAX_TOLD_KEYS, OpenBlob, OriginName, Question, ReadChunks, Refusal,
 };
 use crate::chunk::{self, CHUNK_BYTES, MAX_CHUNKS};
 use crate::oci::MediaType;
@@ -43,9 +43,10 @@ impl Question {
             Self::Manifest(AskManifest { origins, .. }) => check_origins(origins, MAX_ORIGINS),
             Self::Resolve(resolve) => check_origin(&resolve.origin),
             Self::Recall(recall) => check_name("length of an upstream's name", &recall.upstream),
-            Self::Holds(AskHolds { digests }) => {
+            Self::Holds(AskHolds { digests, .. }) => {
                 at_most("number of digests", digests.len(), MAX_ASKED_DIGESTS)
             }
+            Self::Follow => Ok(()),
         }
     }
 }
@@ -97,6 +98,7 @@ impl Answer {
                 at_most("number of holdings", holdings.len(), MAX_ASKED_DIGESTS)
             }
             Self::Refused(refusal) => refusal.check_bounds(),
+            Self::Holdings(news) => news.change.check_bounds(),
         }
     }
 }
@@ -121,6 +123,17 @@ impl BlobNews {
             }
             Self::Sources(sources) => at_most("number of sources", sources.len(), MAX_SOURCES),
             Self::Whole => Ok(()),
+        }
+    }
+}
+
+impl HoldingsChange {
+    fn check_bounds(&self) -> Check {
+        match self {
+            Self::Have(keys) | Self::Lost(keys) | Self::Fetching(keys) => {
+                at_most("number of told keys", keys.len(), MAX_TOLD_KEYS)
+            }
+            Self::Began { .. } | Self::InSync => Ok(()),
         }
     }
 }

@@ -11,6 +11,7 @@ use super::gradual;
 use crate::chunk::ChainValue;
 use crate::node_id::NodeId;
 use crate::oci::{Digest, MediaType, RepositoryName, Tag};
+use crate::placement::Key;
 
 /// Most origins that one question names.
 pub const MAX_ORIGINS: usize = 16;
@@ -20,6 +21,9 @@ pub const MAX_PROVENANCE: usize = 64;
 
 /// Most digests that one [`Question::Holds`] asks for.
 pub const MAX_ASKED_DIGESTS: usize = 1024;
+
+/// Most keys that one [`HoldingsChange`] names.
+pub const MAX_TOLD_KEYS: usize = 4096;
 
 /// Most sources that one answer names.
 pub const MAX_SOURCES: usize = 16;
@@ -76,6 +80,9 @@ pub enum Question {
     Recall(RecallTag),
     /// Answered by one [`Answer::Holds`].
     Holds(AskHolds),
+    /// Answered by [`Answer::Holdings`] for as long as the asker listens: what the other node
+    /// holds of that which the asker is responsible for, and what changes about it.
+    Follow,
 }
 
 /// Asks for a blob.
@@ -143,6 +150,9 @@ pub struct AskHolds {
     /// Blobs and manifests; at most [`MAX_ASKED_DIGESTS`].
     #[serde(deserialize_with = "gradual::read")]
     pub digests: Vec<Digest>,
+    /// Whether the asker goes to an upstream for them if nobody has them: who is asked has to ask
+    /// back before it does the same.
+    pub intent: bool,
 }
 
 /// What comes back.
@@ -194,6 +204,35 @@ pub enum Answer {
     Holds(#[serde(deserialize_with = "gradual::read")] Vec<Holding>),
     /// It cannot be given.
     Refused(Refusal),
+    /// News of what the other node holds.
+    Holdings(HoldingsNews),
+}
+
+/// One step in what a node tells of its holdings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldingsNews {
+    /// 0 for the first on a stream, then one more each.
+    pub sequence: u64,
+    /// What is new.
+    pub change: HoldingsChange,
+}
+
+/// What is new about a node's holdings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HoldingsChange {
+    /// What was told before is void; what follows is told as this placement wants it.
+    Began {
+        /// [`Placement::fingerprint`](crate::placement::Placement::fingerprint).
+        placement: u64,
+    },
+    /// These are there; at most [`MAX_TOLD_KEYS`].
+    Have(#[serde(deserialize_with = "gradual::read")] Vec<Key>),
+    /// These are not there any more, or will go now; at most [`MAX_TOLD_KEYS`].
+    Lost(#[serde(deserialize_with = "gradual::read")] Vec<Key>),
+    /// These are on their way from an upstream, or about to be; at most [`MAX_TOLD_KEYS`].
+    Fetching(#[serde(deserialize_with = "gradual::read")] Vec<Key>),
+    /// Everything has been told; what comes now is told as it happens.
+    InSync,
 }
 
 /// News of a blob that was opened.
