@@ -18,10 +18,12 @@ mod borrow;
 mod candidates;
 mod chains;
 mod config;
+mod directory;
 mod error;
 mod feed;
 mod fill;
 mod flights;
+mod follow;
 mod listing;
 mod manifest;
 mod metrics;
@@ -36,6 +38,7 @@ mod refusal;
 mod relay;
 mod replicate;
 mod resolve;
+mod search;
 mod segment;
 mod sink;
 mod supply;
@@ -56,6 +59,7 @@ use tokio::time::Instant;
 
 pub use blob::{BlobBody, OpenBlob, Piece};
 pub use config::Config;
+pub use directory::HoldingsStatus;
 pub use error::PullError;
 pub use listing::{ReferrersAnswer, TagsAnswer};
 pub use manifest::ManifestAnswer;
@@ -144,6 +148,9 @@ impl Puller {
         let access = Access::new(&config, store.clone(), negative.clone(), tasks.clone());
         let neighbours =
             cluster.map(|(members, peers)| Neighbours::new(members, peers, config.holds_patience));
+        if let Some(neighbours) = &neighbours {
+            neighbours.follow(tasks);
+        }
         let replicas = neighbours
             .clone()
             .map(|neighbours| Replicas::new(neighbours, tasks.clone(), config.replicas));
@@ -419,6 +426,7 @@ impl Puller {
         let transfers = self.inner.fillers.table.all();
         Status {
             transfers: transfers.iter().map(|transfer| transfer.status()).collect(),
+            holdings: self.inner.neighbours.as_ref().map(Neighbours::status),
         }
     }
 
@@ -426,7 +434,7 @@ impl Puller {
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.inner.metrics.register(registry);
         if let Some(neighbours) = &self.inner.neighbours {
-            neighbours.metrics.register(registry);
+            neighbours.register_metrics(registry);
         }
     }
 }
@@ -436,6 +444,8 @@ impl Puller {
 pub struct Status {
     /// Blobs on their way to this node, in no order.
     pub transfers: Vec<TransferStatus>,
+    /// What the other members have told of what they hold; absent without a cluster.
+    pub holdings: Option<HoldingsStatus>,
 }
 
 /// One blob on its way.

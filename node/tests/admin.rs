@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use millrace::admin::{Admin, Listener, NodeStatus, Readiness, StatusSource};
 use millrace::telemetry::Metrics;
 use millrace::{pull, store, upstream};
+use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use prometheus_client::metrics::counter::Counter;
 use tower::ServiceExt;
@@ -149,6 +150,12 @@ fn suffering() -> NodeStatus {
         }),
         pull: Some(pull::Status {
             transfers: (0..25).map(transfer).collect(),
+            holdings: Some(pull::HoldingsStatus {
+                members: 3,
+                in_sync: 2,
+                contents: 4567,
+                too_much: vec![NodeId::new([0xab; 32])],
+            }),
         }),
         upstreams: std::iter::once(hub).chain(many).collect(),
         ..fresh()
@@ -205,6 +212,7 @@ async fn status_is_json_with_stable_names() {
         ("/listeners/0/address", "\"127.0.0.1:5000\""),
         ("/store/blobs", "1234"),
         ("/pull/transfers/24/waiters", "3"),
+        ("/pull/holdings/in_sync", "2"),
         ("/upstreams/0/away", "true"),
         ("/upstreams/0/endpoints/0/breaker", "\"open\""),
     ] {
@@ -230,6 +238,8 @@ async fn status_as_text_says_what_is_wrong_in_100_columns() {
         "1234 blobs, 199.3 GB of 200.0 GB taken (99 %)",
         "THE DISK IS FULL",
         "the index is being read",
+        "2 of 3 others have told what they hold: 4567 contents\n",
+        "abababab HOLDS TOO MUCH to keep in mind, it is asked\n",
         "transfers  25\n",
         "115.0 MB of 256.0 MB (44 %)",
         "and 5 younger ones\n",

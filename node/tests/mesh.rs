@@ -8,6 +8,7 @@ mod fake;
 #[path = "mesh/liar.rs"]
 mod liar;
 #[path = "mesh/mesh.rs"]
+#[expect(dead_code, reason = "shared with the tests of holdings")]
 mod mesh;
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! code; here it is shown that the requests which leave the node follow them.
 
 #[path = "upstream/fake.rs"]
+#[expect(dead_code, reason = "shared with the tests of pulls")]
 mod fake;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

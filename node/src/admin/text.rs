@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use super::Report;
 use crate::cluster::{self, MemberStatus, Standing, State};
 use crate::peer::PeerStatus;
-use crate::pull::{Source, TransferStatus};
+use crate::pull::{HoldingsStatus, Source, TransferStatus};
 use crate::registry::auth;
 use crate::upstream::{self, BreakerState, EndpointStatus};
 use crate::{store, tls};
@@ -58,6 +58,9 @@ pub(super) fn render(report: &Report) -> String {
     }
     if let Some(peers) = &node.peers {
         render_unreachable(&mut page, &peers.peers);
+    }
+    if let Some(holdings) = node.pull.as_ref().and_then(|pull| pull.holdings.as_ref()) {
+        render_holdings(&mut page, holdings);
     }
     if let Some(pull) = &node.pull {
         render_transfers(&mut page, &pull.transfers);
@@ -210,6 +213,22 @@ fn render_unreachable(page: &mut Page, peers: &[PeerStatus]) {
                 "           NO CONTENT FROM {id} for {since}: {reason}"
             ));
         }
+    }
+}
+
+/// Says how many members need not be asked what they hold.
+fn render_holdings(page: &mut Page, holdings: &HoldingsStatus) {
+    if holdings.members > 0 {
+        page.line(format!(
+            "           {} of {} others have told what they hold: {} contents",
+            holdings.in_sync, holdings.members, holdings.contents,
+        ));
+    }
+    for id in &holdings.too_much {
+        let id = id.short();
+        page.line(format!(
+            "           {id} HOLDS TOO MUCH to keep in mind, it is asked"
+        ));
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use millrace_protocol::node_id::NodeId;
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::Role;
 use tokio::sync::mpsc;
@@ -14,6 +15,7 @@ use super::error::PullError;
 use super::fill::Halt;
 use super::neighbours::{HOPS_PATIENCE, Hop, Neighbours};
 use super::rank::Rank;
+use super::search::Purpose;
 use super::sink::Sink;
 use super::take::{Ended, Take};
 use super::transfer::Transfer;
@@ -48,8 +50,8 @@ impl Borrow<'_> {
                 Ended::Raised => {}
             }
         }
-        // The intent is recorded before anybody is asked, so that of two nodes that ask each
-        // other one sees the other's.
+        // The intent is recorded before anybody is asked, so that of two nodes that mean to fetch
+        // the same one sees the other's.
         self.transfer.raise(Rank::Home);
         self.take_from_holders(far).await
     }
@@ -75,15 +77,27 @@ impl Borrow<'_> {
     }
 
     async fn take_from_holders(self, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
-        let holders = self.neighbours.holders(&self.transfer.digest).await;
-        for peer in holders.whole.into_iter().chain(holders.fetching) {
-            let role = Role::Holder;
-            let ended = self.through(Hop { peer, role }, Rank::Home, far).await?;
-            if matches!(ended, Ended::Complete) {
+        let digest = &self.transfer.digest;
+        let mut search = self.neighbours.search(digest, Purpose::Fetch);
+        while let Some(peer) = search.next().await {
+            if self.through_holder(peer, far).await? {
                 return Ok(true);
             }
         }
-        Ok(false)
+        match search.fetching() {
+            Some(peer) => self.through_holder(peer, far).await,
+            None => Ok(false),
+        }
+    }
+
+    async fn through_holder(
+        self,
+        peer: NodeId,
+        far: &mut mpsc::Receiver<u64>,
+    ) -> Result<bool, PullError> {
+        let role = Role::Holder;
+        let ended = self.through(Hop { peer, role }, Rank::Home, far).await?;
+        Ok(matches!(ended, Ended::Complete))
     }
 
     async fn through(

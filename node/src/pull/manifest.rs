@@ -180,7 +180,11 @@ impl Manifests {
         let algorithm = stated.map_or(millrace_protocol::oci::Algorithm::Sha256, |d| d.algorithm());
         let actual = Digest::of(algorithm, &fetched.bytes);
         let expected = stated.unwrap_or(actual);
-        self.verify(origin, &expected, fetched).await
+        let answer = self.verify(origin, &expected, fetched).await?;
+        if let Some(neighbours) = &self.neighbours {
+            neighbours.announce(&answer.digest).await;
+        }
+        Ok(answer)
     }
 
     /// Checks the bytes against the digest, then keeps them.

@@ -1,12 +1,18 @@
 //! What the pull room counts.
 
 use millrace_protocol::wire::message::Role;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric,
+};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::peer::PeerError;
+
+use super::neighbours::Neighbours;
 
 /// Counters of the pull room.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +26,24 @@ pub(super) struct HopMetrics {
     pub(super) received_bytes: Counter,
     pub(super) wrong_chunks: Counter,
     passed_over: Family<PassedOver, Counter>,
+    searches: Family<Searched, Counter>,
+}
+
+/// How it became known who holds something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Answered {
+    /// A member had told that it holds it.
+    Told,
+    /// All had told what they hold, and nobody has it.
+    Known,
+    /// Members had to be asked.
+    Asked,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Searched {
+    /// `told`, `known` or `asked`.
+    answer: &'static str,
 }
 
 /// A node that was asked and could not help.
@@ -48,6 +72,20 @@ impl HopMetrics {
             "Nodes that were asked for content and could not help, by their role and why",
             self.passed_over.clone(),
         );
+        registry.register(
+            "millrace_pull_holder_searches",
+            "Searches for members that hold some content: told, known that nobody does, or asked",
+            self.searches.clone(),
+        );
+    }
+
+    pub(super) fn count_search(&self, answered: Answered) {
+        let answer = match answered {
+            Answered::Told => "told",
+            Answered::Known => "known",
+            Answered::Asked => "asked",
+        };
+        self.searches.get_or_create(&Searched { answer }).inc();
     }
 
     pub(super) fn count_passed_over(&self, role: Role, error: &PeerError) {
@@ -65,6 +103,35 @@ impl HopMetrics {
         self.passed_over
             .get_or_create(&PassedOver { role, reason })
             .inc();
+    }
+}
+
+/// Reads what the others have told when metrics are collected.
+#[derive(Debug)]
+pub(super) struct HoldingsGauges(pub(super) Neighbours);
+
+impl Collector for HoldingsGauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let status = self.0.status();
+        let gauges = [
+            (
+                "in_sync_members",
+                "Members that have told all they hold, so that they are not asked",
+                status.in_sync,
+            ),
+            (
+                "told_contents",
+                "Blobs and manifests that other members have told they hold",
+                status.contents,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let name = format!("millrace_pull_{name}");
+            let encoder = encoder.encode_descriptor(&name, help, None, gauge.metric_type())?;
+            gauge.encode(encoder)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,10 +1,11 @@
 //! The other nodes of a cluster, as a pull sees them: whom to ask for a key, and who holds it.
 //!
 //! Every hop is a pull-through cache of the next: this node, the owner of the key in its zone, its
-//! home, the upstream. A hop that is dead, slow or wrong is passed over; at last this node asks the
-//! members who holds the content, and then the upstream itself. The cluster can make a pull
+//! home, the upstream. A hop that is dead, slow or wrong is passed over; at last this node looks for
+//! members that hold the content, and then asks the upstream itself. The cluster can make a pull
 //! faster, it can never make it fail. This file chooses; it moves no content.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +18,18 @@ use millrace_protocol::wire::message::{
     AskHolds, BlobNews, Holding, MAX_ASKED_DIGESTS, OpenBlob, Role,
 };
 use moka::sync::Cache;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use prometheus_client::registry::Registry;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::cluster::{Member, View};
 use crate::peer::{Members, PeerError, Peers};
+use crate::task::Tasks;
 
-use super::metrics::HopMetrics;
+use super::directory::{Directory, HoldingsStatus, Word};
+use super::follow::Follower;
+use super::metrics::{Answered, HoldingsGauges, HopMetrics};
 use super::rank::Rank;
+use super::search::{Purpose, Search};
 
 /// How long hops are tried before this node goes on alone. One that says that it is working is
 /// waited for; this bounds how long dead ones can hold up a pull.
@@ -50,6 +56,8 @@ pub(super) struct Neighbours {
     members: Arc<dyn Members>,
     pub(super) peers: Peers,
     distrusted: Cache<NodeId, ()>,
+    /// What the others have told of their holdings.
+    pub(super) directory: Directory,
     memory: Arc<Semaphore>,
     holds_patience: Duration,
     pub(super) metrics: HopMetrics,
@@ -81,6 +89,7 @@ impl Neighbours {
             members,
             peers,
             distrusted,
+            directory: Directory::default(),
             memory: Arc::new(Semaphore::new(MAX_CHUNKS_IN_MEMORY)),
             holds_patience,
             metrics: HopMetrics::default(),
@@ -89,6 +98,41 @@ impl Neighbours {
 
     pub(super) fn view(&self) -> Arc<View> {
         self.members.view()
+    }
+
+    /// Returns what the others have told of their holdings.
+    pub(super) fn status(&self) -> HoldingsStatus {
+        let view = self.view();
+        let is_told = view.placement().has_seat(&view.me());
+        let members = if is_told { view.live().count() } else { 0 };
+        self.directory
+            .status(members, view.placement().fingerprint())
+    }
+
+    pub(super) fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+        registry.register_collector(Box::new(HoldingsGauges(self.clone())));
+    }
+
+    /// Tells of each new view.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.members.changes()
+    }
+
+    /// Listens to what the others hold, as long as the node runs.
+    pub(super) fn follow(&self, tasks: &Tasks) {
+        let follower = Follower {
+            members: Arc::clone(&self.members),
+            peers: self.peers.clone(),
+            directory: self.directory.clone(),
+        };
+        let stopping = tasks.stopping();
+        tasks.spawn(tracing::info_span!("follow"), async move {
+            tokio::select! {
+                () = follower.run() => {}
+                () = stopping => {}
+            }
+        });
     }
 
     /// Returns as what this node has to act for a key, at least in `rank`.
@@ -143,15 +187,44 @@ impl Neighbours {
         self.peers.is_reachable(peer) && !self.distrusted.contains_key(peer)
     }
 
-    /// Asks all members which of them have `digest`.
+    /// Looks for holders of `digest`. Whoever then goes upstream has recorded its intent before.
+    pub(super) fn search(&self, digest: &Digest, purpose: Purpose) -> Search<'_> {
+        Search::new(self, digest, purpose)
+    }
+
+    /// Returns members that have told that they have `digest`, the nearest first.
+    pub(super) fn told(&self, digest: &Digest) -> Vec<NodeId> {
+        let view = self.view();
+        let key = Key::of_digest(digest);
+        let told = self.usable(&view).map(|member| member.id);
+        let mut told: Vec<NodeId> = told
+            .filter(|peer| self.word(&view, peer, key) == Word::Holds)
+            .collect();
+        nearest(&view, &mut told);
+        if !told.is_empty() {
+            self.metrics.count_search(Answered::Told);
+        }
+        told
+    }
+
+    /// Asks the members that have not told it whether they have `digest`.
     ///
     /// # Cancel safety
     /// Dropping the future ends the questions.
-    pub(super) async fn holders(&self, digest: &Digest) -> Holders {
+    pub(super) async fn ask(&self, digest: &Digest, purpose: Purpose) -> Holders {
         let view = self.view();
-        let mut answers = self.ask_all(&view, vec![*digest]);
+        let key = Key::of_digest(digest);
+        let asked = self.usable(&view);
+        let asked = asked.filter(|member| self.has_to_be_asked(&view, &member.id, key, purpose));
+        let intent = purpose == Purpose::Fetch;
+        let questions: Vec<_> = asked.map(|member| (member, vec![*digest])).collect();
+        self.metrics.count_search(match questions.is_empty() {
+            true => Answered::Known,
+            false => Answered::Asked,
+        });
+        let mut answers = self.put(&view, questions, intent);
         let mut holders = Holders::default();
-        while let Some((peer, holding)) = answers.next().await {
+        while let Some((peer, _, holding)) = answers.next().await {
             match holding.first() {
                 Some(Holding::Whole) => holders.whole.push(peer),
                 Some(Holding::Fetching { asked }) if *asked || peer < view.me() => {
@@ -160,19 +233,36 @@ impl Neighbours {
                 _ => {}
             }
         }
-        drop(answers);
-        let near = |peer: &NodeId| {
-            let member = view.member(peer);
-            member.is_none_or(|member| member.zone != view.zone())
-        };
-        holders.whole.sort_by_key(near);
-        holders.whole.truncate(MAX_HOLDERS);
+        nearest(&view, &mut holders.whole);
         holders
+    }
+
+    /// Tells those who are responsible for `digest` that it is here, and waits until they know.
+    ///
+    /// For content that was fetched before anybody knew its digest: nobody was asked, and who asks
+    /// for it next may be quicker than the stream that tells of it.
+    pub(super) async fn announce(&self, digest: &Digest) {
+        let view = self.view();
+        let told = view.placement().told(Key::of_digest(digest));
+        let told = self
+            .usable(&view)
+            .filter(|member| told.contains(&member.id));
+        let questions = told.map(|member| (member, vec![*digest])).collect();
+        let mut answers = self.put(&view, questions, true);
+        while answers.next().await.is_some() {}
+    }
+
+    /// Remembers that a member goes upstream unless somebody has these.
+    pub(super) fn note_intent(&self, peer: NodeId, digests: &[Digest]) {
+        for digest in digests {
+            self.directory.note_intent(peer, Key::of_digest(digest));
+        }
     }
 
     /// Returns the size of a blob that another node has.
     pub(super) async fn size(&self, digest: &Digest) -> Option<u64> {
-        for peer in self.holders(digest).await.whole {
+        let mut search = self.search(digest, Purpose::Know);
+        while let Some(peer) = search.next().await {
             let question = OpenBlob {
                 digest: *digest,
                 role: Role::Holder,
@@ -189,45 +279,82 @@ impl Neighbours {
         None
     }
 
-    /// Returns those of `digests` that no member has, in their order.
+    /// Returns those of `digests` that no member has, in their order; one question to each member
+    /// whose word on some of them is not known.
     pub(super) async fn missing(&self, digests: Vec<Digest>) -> Vec<Digest> {
         let view = self.view();
-        let mut missing = Vec::new();
-        for asked in digests.chunks(MAX_ASKED_DIGESTS) {
-            let mut held = vec![false; asked.len()];
-            let mut answers = self.ask_all(&view, asked.to_vec());
-            while let Some((_, holdings)) = answers.next().await {
-                for (held, holding) in held.iter_mut().zip(holdings) {
-                    *held |= holding == Holding::Whole;
-                }
+        let mut missing = digests;
+        missing.retain(|digest| {
+            let key = Key::of_digest(digest);
+            let mut members = self.usable(&view);
+            !members.any(|member| self.word(&view, &member.id, key) == Word::Holds)
+        });
+        let mut held: HashSet<Digest> = HashSet::new();
+        for part in missing.chunks(MAX_ASKED_DIGESTS) {
+            let questions = self.usable(&view).map(|member| {
+                let unknown = part.iter().filter(|digest| {
+                    let key = Key::of_digest(digest);
+                    self.has_to_be_asked(&view, &member.id, key, Purpose::Know)
+                });
+                (member, unknown.copied().collect::<Vec<Digest>>())
+            });
+            let questions = questions.filter(|(_, unknown)| !unknown.is_empty());
+            let mut answers = self.put(&view, questions.collect(), false);
+            while let Some((_, asked, holdings)) = answers.next().await {
+                let answered = asked.iter().zip(holdings);
+                let whole = answered.filter(|(_, holding)| *holding == Holding::Whole);
+                held.extend(whole.map(|(digest, _)| digest));
             }
-            let lacking = asked.iter().zip(&held).filter(|(_, held)| !**held);
-            missing.extend(lacking.map(|(digest, _)| *digest));
         }
+        missing.retain(|digest| !held.contains(digest));
         missing
     }
 
-    /// Puts one question to every live member; each has its own time to answer.
-    fn ask_all(
+    /// Returns the members that may be asked.
+    fn usable<'a>(&'a self, view: &'a View) -> impl Iterator<Item = &'a Member> {
+        view.live().filter(|member| self.is_usable(&member.id))
+    }
+
+    fn word(&self, view: &View, peer: &NodeId, key: Key) -> Word {
+        let placement = view.placement().fingerprint();
+        self.directory.word(peer, key, placement)
+    }
+
+    /// Whether the word of a member does not suffice to know that it has not, and does not fetch,
+    /// what has this key.
+    ///
+    /// Members tell this node what it is responsible for. They do not tell what they are about to
+    /// fetch, but ask before they do: everybody asks the home, and those who are told of a key
+    /// besides the home ask each other. So of two nodes that mean to fetch the same, at least one
+    /// asks the other.
+    fn has_to_be_asked(&self, view: &View, peer: &NodeId, key: Key, purpose: Purpose) -> bool {
+        let (placement, me) = (view.placement(), view.me());
+        if self.word(view, peer, key) != Word::HoldsNot || !placement.is_told(&me, key) {
+            return true;
+        }
+        let is_home = placement.walk(key).next() == Some(me);
+        purpose == Purpose::Fetch && !is_home && placement.is_told(peer, key)
+    }
+
+    /// Puts questions to members; each has its own time to answer, and gives no holdings if it
+    /// does not: it has nothing, as far as this pull is concerned.
+    fn put(
         &self,
         view: &View,
-        digests: Vec<Digest>,
-    ) -> impl futures_util::Stream<Item = (NodeId, Vec<Holding>)> + Unpin + use<> {
-        let asked: Arc<[Digest]> = digests.into();
-        let usable = view.live().filter(|member| self.is_usable(&member.id));
-        let questions: FuturesUnordered<_> = usable
-            .map(|member| {
-                let patience = self.patience(view, member);
-                let (peers, peer) = (self.peers.clone(), member.id);
-                let digests = asked.to_vec();
-                async move {
-                    let answer = peers.holds(peer, AskHolds { digests, intent: false }, patience).await;
-                    // Who does not answer in time has nothing, as far as this pull is concerned.
-                    (peer, answer.unwrap_or_default())
-                }
-            })
-            .collect();
-        questions
+        questions: Vec<(&Member, Vec<Digest>)>,
+        intent: bool,
+    ) -> FuturesUnordered<impl Future<Output = (NodeId, Vec<Digest>, Vec<Holding>)> + use<>> {
+        let ask = |(member, digests): (&Member, Vec<Digest>)| {
+            let patience = self.patience(view, member);
+            let (peers, peer) = (self.peers.clone(), member.id);
+            async move {
+                let asked = digests.clone();
+                let question = AskHolds { digests, intent };
+                let answer = peers.holds(peer, question, patience).await;
+                (peer, asked, answer.unwrap_or_default())
+            }
+        };
+        questions.into_iter().map(ask).collect()
     }
 
     fn patience(&self, view: &View, member: &Member) -> Duration {
@@ -237,6 +364,16 @@ impl Neighbours {
         let round_trip = self.peers.round_trip(&member.id).unwrap_or_default();
         (round_trip * HOLDS_ROUND_TRIPS).clamp(self.holds_patience, self.holds_patience * 4)
     }
+}
+
+/// Puts the nearest first, and keeps as many as are tried.
+fn nearest(view: &View, peers: &mut Vec<NodeId>) {
+    let is_far = |peer: &NodeId| {
+        let member = view.member(peer);
+        member.is_none_or(|member| member.zone != view.zone())
+    };
+    peers.sort_by_key(is_far);
+    peers.truncate(MAX_HOLDERS);
 }
 
 /// Returns the hops for a key that a fetch of `rank` may wait for.

@@ -11,6 +11,7 @@ use crate::store::Store;
 
 use super::error::PullError;
 use super::neighbours::Neighbours;
+use super::search::Purpose;
 
 /// Most children of an index that are looked into.
 const MAX_CHILDREN: usize = 256;
@@ -94,7 +95,8 @@ impl Promise<'_> {
     /// Returns a manifest that another node has.
     async fn ask_for(self, digest: &Digest) -> Option<bytes::Bytes> {
         let neighbours = self.neighbours?;
-        for peer in neighbours.holders(digest).await.whole {
+        let mut search = neighbours.search(digest, Purpose::Know);
+        while let Some(peer) = search.next().await {
             let question = AskManifest {
                 digest: *digest,
                 role: Role::Holder,

@@ -1,10 +1,12 @@
 //! What this node does for other nodes: the answers to their questions.
 //!
 //! `telling` has the news of a blob that another node opened, `reading` its chunks, `takers` who
-//! else has or takes it. Asked as owner or home, this node starts to pull for the other in that
+//! else has or takes it; `holdings` tells others what is here. Asked as owner or home, this node starts to pull for the other in that
 //! rank; asked as holder, it gives only what it has. What is refused is told with the origin whose
 //! answer it was, so that nobody takes one provenance's refusal for another's.
 
+mod holdings;
+mod listing;
 mod reading;
 mod takers;
 mod telling;
@@ -18,8 +20,8 @@ use futures_util::stream::BoxStream;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, RepositoryName};
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, OpenBlob, OriginName, ReadChunks, RecallTag, Refusal,
-    ResolveTag,
+    AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName, ReadChunks,
+    RecallTag, Refusal, ResolveTag,
 };
 
 use crate::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
@@ -32,6 +34,7 @@ use super::rank::Rank;
 use super::refusal;
 use super::transfer::{Phase, Supply};
 
+use listing::Listings;
 use takers::Takers;
 
 /// Answers other nodes; clones share one node's state.
@@ -45,15 +48,19 @@ struct Shared {
     puller: Puller,
     upstreams: Upstreams,
     takers: Takers,
+    listings: Listings,
 }
 
 impl Supplier {
     /// Builds the answering side of a node's pull room.
     pub fn new(puller: Puller, upstreams: Upstreams) -> Self {
+        let fillers = &puller.inner.fillers;
+        let listings = Listings::new(fillers.store.clone(), fillers.tasks.clone());
         let shared = Shared {
             puller,
             upstreams,
             takers: Takers::default(),
+            listings,
         };
         Self {
             shared: Arc::new(shared),
@@ -139,8 +146,14 @@ impl Shared {
         })
     }
 
-    async fn holds(&self, digests: Vec<Digest>) -> Vec<Holding> {
+    async fn holds(&self, from: NodeId, question: AskHolds) -> Vec<Holding> {
         let Puller { inner } = &self.puller;
+        let AskHolds { digests, intent } = question;
+        if let Some(neighbours) = inner.neighbours.as_ref().filter(|_| intent) {
+            // Before looking whether this node means to fetch the same: if it does so later, it
+            // finds the other's intent.
+            neighbours.note_intent(from, &digests);
+        }
         let missing = inner.store.missing(digests.clone()).await;
         // A store that cannot be read cannot serve either.
         let missing = missing.unwrap_or_else(|_| digests.clone());
@@ -201,8 +214,12 @@ impl Handler for Supplier {
         async move { shared.recall(question).await }.boxed()
     }
 
-    fn holds(&self, _from: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
+    fn holds(&self, from: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
         let shared = Arc::clone(&self.shared);
-        async move { shared.holds(question.digests).await }.boxed()
+        async move { shared.holds(from, question).await }.boxed()
+    }
+
+    fn follow(&self, from: NodeId) -> BoxStream<'static, HoldingsChange> {
+        holdings::tell(Arc::clone(&self.shared), from)
     }
 }

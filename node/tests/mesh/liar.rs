@@ -7,9 +7,11 @@ use futures_util::{FutureExt, StreamExt};
 use millrace::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
 use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainHasher, ChainValue};
 use millrace_protocol::node_id::NodeId;
-use millrace_protocol::oci::Algorithm;
+use millrace_protocol::oci::{Algorithm, Digest};
+use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, OpenBlob, ReadChunks, RecallTag, Refusal, ResolveTag,
+    AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, MAX_TOLD_KEYS, OpenBlob, ReadChunks,
+    RecallTag, Refusal, ResolveTag,
 };
 
 /// Claims to have every blob.
@@ -23,6 +25,12 @@ pub(crate) struct Liar {
     pub(crate) size: u64,
     /// Whether it sends nothing at all.
     pub(crate) mute: bool,
+    /// What it answers about every content.
+    pub(crate) holding: Holding,
+    /// What it tells of its holdings before it falls silent.
+    pub(crate) told: Vec<HoldingsChange>,
+    /// How many batches of holdings it makes up behind that.
+    pub(crate) made_up: u64,
 }
 
 impl Liar {
@@ -32,6 +40,9 @@ impl Liar {
             chained: bytes.to_vec(),
             size: bytes.len() as u64,
             mute: false,
+            holding: Holding::No,
+            told: Vec::new(),
+            made_up: 0,
         }
     }
 
@@ -100,6 +111,22 @@ impl Handler for Liar {
     }
 
     fn holds(&self, _: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
-        async move { vec![Holding::No; question.digests.len()] }.boxed()
+        let holding = self.holding;
+        async move { vec![holding; question.digests.len()] }.boxed()
+    }
+
+    fn follow(&self, _: NodeId) -> BoxStream<'static, HoldingsChange> {
+        let made_up = stream::iter(0..self.made_up).map(|batch| {
+            let keys = 0..MAX_TOLD_KEYS as u64;
+            let digest = |key: u64| {
+                let content = (batch * MAX_TOLD_KEYS as u64 + key).to_le_bytes();
+                Digest::of(Algorithm::Sha256, &content)
+            };
+            HoldingsChange::Have(keys.map(|key| Key::of_digest(&digest(key))).collect())
+        });
+        stream::iter(self.told.clone())
+            .chain(made_up)
+            .chain(stream::pending())
+            .boxed()
     }
 }

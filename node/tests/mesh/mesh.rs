@@ -9,9 +9,10 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use millrace::cluster::{Identity, Member, Standing, View};
 use millrace::peer::{self, Handler, Members, Peers};
-use millrace::pull::{self, Origin, Piece, PullError, Puller, Source, Supplier};
+use millrace::pull::{self, HoldingsStatus, Origin, Piece, PullError, Puller, Source, Supplier};
 use millrace::store::{self, Store};
 use millrace::task::Tasks;
+use millrace::telemetry::Metrics;
 use millrace::upstream::{self, Upstreams};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest, Reference};
@@ -32,6 +33,8 @@ pub(crate) struct Content {
     tags: Arc<Mutex<HashMap<String, String>>>,
     /// Status of every answer while set.
     pub(crate) broken: Arc<Mutex<Option<u16>>>,
+    /// While set, answers wait until it says true.
+    pub(crate) gate: Arc<Mutex<Option<watch::Receiver<bool>>>>,
 }
 
 impl Content {
@@ -56,9 +59,13 @@ impl Content {
         let Some(bytes) = self.blobs.lock().get(&digest).cloned() else {
             return Reply::new(404, "");
         };
-        Reply::new(200, bytes)
+        let reply = Reply::new(200, bytes)
             .header("docker-content-digest", digest)
-            .header("content-type", "application/vnd.oci.image.manifest.v1+json")
+            .header("content-type", "application/vnd.oci.image.manifest.v1+json");
+        match self.gate.lock().clone() {
+            Some(gate) => reply.after(gate),
+            None => reply,
+        }
     }
 }
 
@@ -102,9 +109,11 @@ pub(crate) struct Node {
     address: SocketAddr,
     pub(crate) members: Arc<Given>,
     pub(crate) peers: Peers,
-    store: Store,
-    puller: Puller,
+    pub(crate) store: Store,
+    pub(crate) puller: Puller,
+    pub(crate) supplier: Supplier,
     upstreams: Upstreams,
+    metrics: Metrics,
     _folder: TempDir,
 }
 
@@ -140,6 +149,26 @@ impl Node {
             Piece::File(_) => panic!("nobody told the body to lend"),
         });
         Ok((bytes.collect(), source))
+    }
+
+    /// What the others have told this node.
+    pub(crate) fn holdings(&self) -> HoldingsStatus {
+        self.puller.status().holdings.expect("a cluster")
+    }
+
+    /// How many questions of this kind it has asked.
+    pub(crate) fn asked(&self, kind: &str) -> u64 {
+        let line = format!("millrace_peer_questions_sent_total{{kind=\"{kind}\"}} ");
+        let text = self.metrics.encode().expect("a String takes all");
+        let count = text.lines().find_map(|known| known.strip_prefix(&line));
+        count.map_or(0, |count| count.parse().expect("a number"))
+    }
+
+    /// Waits until so many others have told this node everything.
+    pub(crate) async fn in_sync(&self, others: usize) {
+        while self.holdings().in_sync != others {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Whether a blob is in the store.
@@ -211,25 +240,42 @@ impl Mesh {
 
     /// Adds a node that answers as `handler` says, and makes it the home of everything.
     pub(crate) fn add_home(&self, handler: Arc<dyn Handler>) -> Peers {
-        let folder = TempDir::new().expect("a folder");
-        let identity = Identity::open(folder.path()).expect("an identity");
-        let members = Arc::new(Given::alone(identity.id(), "a"));
-        let tasks = Tasks::default();
-        let peers = Peers::bind(&patient(), &identity, members.clone(), &tasks).expect("binds");
-        peers.serve(handler);
-        let address = peers.local_address().expect("bound");
+        let extra = Extra::start();
+        extra.peers.serve(handler);
         let mut everybody: Vec<Member> = self.nodes.iter().map(Node::member).collect();
         everybody.iter_mut().for_each(|member| member.weight = 0);
-        everybody.push(member(identity.id(), "a", address));
-        for given in self
-            .nodes
-            .iter()
-            .map(|node| &node.members)
-            .chain([&members])
-        {
-            given.set(everybody.clone());
+        everybody.push(extra.member());
+        self.set_all(&extra, &everybody);
+        extra.peers
+    }
+
+    /// Lets everybody know everybody and a node that owns nothing and answers as `handler` says
+    /// for the placement that all have then.
+    pub(crate) fn add_extra(&self, handler: impl FnOnce(u64) -> Arc<dyn Handler>) -> Extra {
+        let extra = Extra::start();
+        let mut everybody: Vec<Member> = self.nodes.iter().map(Node::member).collect();
+        let mut light = extra.member();
+        light.weight = 0;
+        everybody.push(light);
+        let view = View::of(extra.id, "a", everybody.clone());
+        extra.peers.serve(handler(view.placement().fingerprint()));
+        self.set_all(&extra, &everybody);
+        extra
+    }
+
+    fn set_all(&self, extra: &Extra, everybody: &[Member]) {
+        // First who would refuse a connection.
+        let given = self.nodes.iter().map(|node| &node.members);
+        for given in [&extra.members].into_iter().chain(given) {
+            given.set(everybody.to_vec());
         }
-        peers
+    }
+
+    /// Waits until everybody has told everybody what it holds.
+    pub(crate) async fn in_sync(&self) {
+        for node in &self.nodes {
+            node.in_sync(self.nodes.len() - 1).await;
+        }
     }
 
     /// Returns the indices of the nodes: the home of a digest first, the others behind it.
@@ -250,6 +296,35 @@ impl Mesh {
     pub(crate) fn heads(&self, part: &str) -> usize {
         let seen = self.upstream.seen(part);
         seen.iter().filter(|seen| seen.method == "HEAD").count()
+    }
+}
+
+/// A node that is nothing but the exchange with peers.
+pub(crate) struct Extra {
+    pub(crate) id: NodeId,
+    members: Arc<Given>,
+    pub(crate) peers: Peers,
+    _folder: TempDir,
+}
+
+impl Extra {
+    fn start() -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let identity = Identity::open(folder.path()).expect("an identity");
+        let members = Arc::new(Given::alone(identity.id(), "a"));
+        let tasks = Tasks::default();
+        let peers = Peers::bind(&patient(), &identity, members.clone(), &tasks).expect("binds");
+        Self {
+            id: identity.id(),
+            members,
+            peers,
+            _folder: folder,
+        }
+    }
+
+    fn member(&self) -> Member {
+        let address = self.peers.local_address().expect("bound");
+        member(self.id, "a", address)
     }
 }
 
@@ -307,7 +382,9 @@ async fn node(zone: &str, upstream: &str, settings: pull::Config) -> Node {
         ..settings
     };
     let puller = Puller::new(config, store.clone(), neighbours, &tasks);
-    peers.serve(Arc::new(Supplier::new(puller.clone(), upstreams.clone())));
+    let supplier = Supplier::new(puller.clone(), upstreams.clone());
+    peers.serve(Arc::new(supplier.clone()));
+    let metrics = Metrics::new(|registry| peers.register_metrics(registry));
     Node {
         id: identity.id(),
         zone: zone.to_owned(),
@@ -316,7 +393,9 @@ async fn node(zone: &str, upstream: &str, settings: pull::Config) -> Node {
         peers,
         store,
         puller,
+        supplier,
         upstreams,
+        metrics,
         _folder: folder,
     }
 }

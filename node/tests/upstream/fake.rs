@@ -11,6 +11,7 @@ use millrace::task::Tasks;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::Span;
 
@@ -47,6 +48,8 @@ pub(crate) struct Reply {
     pub(crate) length: Option<usize>,
     end: End,
     silent: bool,
+    /// The answer is held back until this is true.
+    gate: Option<watch::Receiver<bool>>,
 }
 
 impl Reply {
@@ -60,6 +63,7 @@ impl Reply {
             length,
             end: End::KeepAlive,
             silent: false,
+            gate: None,
         }
     }
 
@@ -79,6 +83,12 @@ impl Reply {
     pub(crate) fn stalling(mut self, length: usize) -> Self {
         self.length = Some(length);
         self.end = End::Stall;
+        self
+    }
+
+    /// Answers only when `gate` is open.
+    pub(crate) fn after(mut self, gate: watch::Receiver<bool>) -> Self {
+        self.gate = Some(gate);
         self
     }
 
@@ -183,6 +193,10 @@ where
         let reply = handler(&request);
         if reply.silent {
             std::future::pending::<()>().await;
+        }
+        if let Some(mut gate) = reply.gate.clone() {
+            // Who could open it is gone: the test is over.
+            let _ = gate.wait_for(|open| *open).await;
         }
         let mut bytes = reply.head().into_bytes();
         if request.method != "HEAD" {

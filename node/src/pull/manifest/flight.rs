@@ -20,6 +20,7 @@ use crate::pull::origin::{Origin, Source};
 use crate::pull::rank::Rank;
 use crate::pull::refusal::{final_for, provenance_of};
 use crate::pull::replicate::Kind;
+use crate::pull::search::Purpose;
 use crate::upstream::Subject;
 
 use super::{ManifestAnswer, Manifests};
@@ -136,7 +137,8 @@ impl Manifests {
             }
         }
         let role = Role::Holder;
-        for peer in neighbours.holders(digest).await.whole {
+        let mut search = neighbours.search(digest, Purpose::Fetch);
+        while let Some(peer) = search.next().await {
             let hop = Hop { peer, role };
             if let Some(answer) = self.ask(neighbours, flight, digest, hop).await {
                 return Some(answer);
