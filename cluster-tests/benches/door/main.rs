@@ -19,21 +19,14 @@ use millrace_cluster_tests::image::{Image, MANIFEST};
 use millrace_cluster_tests::load::discard::{Plan, discard};
 use millrace_cluster_tests::load::nginx::Nginx;
 use millrace_cluster_tests::load::rate::{Load, Rate};
+use millrace_cluster_tests::load::runs::Runs;
+use millrace_cluster_tests::load::table::{Figure, Table, Target, Unit, sides};
 use millrace_cluster_tests::load::{meter, seed};
 use millrace_cluster_tests::node::{Node, NodeBuilder};
 use millrace_cluster_tests::pki::Pki;
 use millrace_cluster_tests::process::{free_address, run};
 use millrace_cluster_tests::upstream::Upstream;
 use tempfile::TempDir;
-
-use runs::Runs;
-use table::{Figure, Table, Target, Unit, sides};
-
-#[path = "../pull/runs.rs"]
-mod runs;
-#[path = "../pull/table.rs"]
-#[expect(dead_code, reason = "the other benchmark shows more units")]
-mod table;
 
 /// The exit status of `--strict` when a target was missed.
 const MISSED: u8 = 2;

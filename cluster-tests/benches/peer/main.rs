@@ -13,10 +13,13 @@
 //! place    loopback, or two network namespaces with a link between them
 //! ```
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use millrace_cluster_tests::image::Noise;
 use millrace_cluster_tests::load::meter::Moment;
 
 use part::{Measured, Part, Program};
@@ -29,6 +32,9 @@ mod rival;
 mod sink;
 
 const MIB: u64 = 1 << 20;
+
+/// Seed of the source's content.
+const SEED: u64 = 3;
 
 /// Measures the exchange between two nodes against a TLS program and prints one table.
 #[derive(Debug, Parser)]
@@ -88,7 +94,7 @@ async fn measure_all(options: &Options) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let size = options.mebibytes * MIB;
     let source = folder.path().join("source");
-    sink::make_source(&source, size)?;
+    make_source(&source, size)?;
     println!("{size} bytes, {} runs, ours : rival, medians", options.runs);
     for kind in Kind::value_variants() {
         if options.only.contains(kind) {
@@ -100,6 +106,15 @@ async fn measure_all(options: &Options) -> Result<()> {
             println!("{kind:?}: could not be measured: {error}");
         }
     }
+    Ok(())
+}
+
+/// Writes the file that both send.
+fn make_source(path: &Path, size: u64) -> Result<()> {
+    let mut file = File::create(path)?;
+    io::copy(&mut Noise::new(SEED).take(size), &mut file)?;
+    // Writing it back later would disturb what is measured.
+    file.sync_all()?;
     Ok(())
 }
 

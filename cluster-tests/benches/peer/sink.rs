@@ -1,30 +1,16 @@
-//! What both receivers do with the bytes: hash once, write; and the file that both send.
+//! What both receivers do with the bytes: hash once, write.
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, IoSlice, Read as _, Write as _};
+use std::io::{self, IoSlice, Write as _};
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use millrace_cluster_tests::image::Noise;
 use millrace_protocol::chunk::ChainHasher;
 use millrace_protocol::oci::{Algorithm, Digest};
-
-/// Seed of the source's content.
-const SEED: u64 = 3;
-
-/// Writes the file that is sent.
-pub(crate) fn make_source(path: &Path, size: u64) -> Result<()> {
-    let mut file = File::create(path)?;
-    let mut noise = Noise::new(SEED).take(size);
-    io::copy(&mut noise, &mut file)?;
-    // Writing it back later would disturb what is measured.
-    file.sync_all()?;
-    Ok(())
-}
 
 /// What a receiver reports, as one line.
 #[derive(Clone, Debug)]

@@ -13,9 +13,9 @@ use millrace_cluster_tests::load::{meter, seed};
 use millrace_cluster_tests::upstream::Upstream;
 
 use crate::options::{MIB, Options, SEED};
-use crate::runs::{Runs, Turn};
 use crate::subject::{REPOSITORY, Subject};
-use crate::table::{Figure, Target, Unit, sides};
+use millrace_cluster_tests::load::runs::{Runs, Turn};
+use millrace_cluster_tests::load::table::{Figure, Target, Unit, sides};
 
 /// 1 Gbit/s.
 const LINK_BYTES_PER_SECOND: u64 = 125_000_000;

@@ -6,9 +6,6 @@
 //!
 //! ```text
 //! options    the command line
-//! runs       repeating, interleaving, telling disturbed runs
-//! table      figures, targets, the table
-//! machine    what it ran on
 //! subject    what is measured: millrace, or the Docker registry in its place
 //! warm_blob, manifest, cold_blob, stampede, memory: the rows
 //! ```
@@ -18,18 +15,16 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser as _;
 
+use millrace_cluster_tests::load::machine;
+use millrace_cluster_tests::load::table::{Figure, Table};
 use options::{Options, Row};
-use table::{Figure, Table};
 
 mod cold_blob;
-mod machine;
 mod manifest;
 mod memory;
 mod options;
-mod runs;
 mod stampede;
 mod subject;
-mod table;
 mod warm_blob;
 
 /// The exit status of `--strict` when a target was missed.
@@ -42,7 +37,7 @@ async fn main() -> ExitCode {
     let options = Options::parse();
     let mut table = Table::default();
     let mut failed = false;
-    println!("{}", machine::describe(&options));
+    println!("{}\n{}", options.describe(), machine::describe());
     for row in options.rows() {
         eprintln!("measuring {row}");
         match measure(row, &options).await {

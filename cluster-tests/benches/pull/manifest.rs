@@ -11,9 +11,9 @@ use millrace_cluster_tests::load::rate::requests_per_second;
 use millrace_cluster_tests::upstream::Upstream;
 
 use crate::options::Options;
-use crate::runs::{Runs, Turn};
 use crate::subject::Subject;
-use crate::table::{Figure, Target, Unit, sides};
+use millrace_cluster_tests::load::runs::{Runs, Turn};
+use millrace_cluster_tests::load::table::{Figure, Target, Unit, sides};
 
 const REPOSITORY: &str = "bench/image";
 const TAG: &str = "1";

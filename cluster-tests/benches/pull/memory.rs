@@ -13,9 +13,9 @@ use millrace_cluster_tests::load::trickle::Trickle;
 use millrace_cluster_tests::upstream::Upstream;
 
 use crate::options::{MIB, Options, SEED};
-use crate::runs::{Runs, Turn};
 use crate::subject::{REPOSITORY, Subject};
-use crate::table::{Figure, Target, Unit};
+use millrace_cluster_tests::load::runs::{Runs, Turn};
+use millrace_cluster_tests::load::table::{Figure, Target, Unit};
 
 /// More than the kernel takes into its own buffers for one slow connection (4 MiB by
 /// `net.ipv4.tcp_wmem`), so that the server cannot be done with a stream.

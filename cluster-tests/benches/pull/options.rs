@@ -92,6 +92,17 @@ impl Options {
         self.runs.into()
     }
 
+    /// Says what is measured, in a line or two.
+    pub(crate) fn describe(&self) -> String {
+        let note = if self.quick {
+            "\nQUICK: little data, one run; the figures mean nothing"
+        } else {
+            ""
+        };
+        let (subject, runs) = (self.subject, self.runs());
+        format!("subject {subject}, {runs} runs, seed {SEED}{note}")
+    }
+
     /// Returns the size of the blob that is pulled warm and cold.
     pub(crate) fn blob_bytes(&self) -> u64 {
         if self.quick { 8 * MIB } else { 256 * MIB }

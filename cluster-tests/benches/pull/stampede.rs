@@ -9,9 +9,9 @@ use millrace_cluster_tests::load::seed::{self, Blob};
 use millrace_cluster_tests::upstream::Upstream;
 
 use crate::options::{MIB, Options, SEED};
-use crate::runs::{Runs, Turn};
 use crate::subject::{REPOSITORY, Subject};
-use crate::table::{Figure, Target, Unit, sides};
+use millrace_cluster_tests::load::runs::{Runs, Turn};
+use millrace_cluster_tests::load::table::{Figure, Target, Unit, sides};
 
 const CLIENTS: usize = 64;
 const LINE_BYTES_PER_SECOND: u64 = 15_000_000;

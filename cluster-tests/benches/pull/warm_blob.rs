@@ -9,9 +9,9 @@ use millrace_cluster_tests::load::{meter, seed};
 use millrace_cluster_tests::upstream::Upstream;
 
 use crate::options::{MIB, Options, SEED};
-use crate::runs::Runs;
 use crate::subject::{REPOSITORY, Subject};
-use crate::table::{Figure, Target, Unit, sides};
+use millrace_cluster_tests::load::runs::Runs;
+use millrace_cluster_tests::load::table::{Figure, Target, Unit, sides};
 
 /// How often one client fetches the blob in a run: CPU time is counted in hundredths of a second,
 /// so a run should take a whole one. Many clients fetch it once each.

@@ -3,6 +3,7 @@
 //! They run beside each other on the runtime of the test, neither retry nor continue: a body that
 //! is wrong, short, or refused is an error of that client, and the others go on.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,25 @@ pub struct Pulled {
     /// Time to the last byte of the body.
     pub last_byte: Duration,
 }
+
+/// A byte that is not what it should be. Whatever happens to nodes, this must not.
+#[derive(Debug)]
+pub struct WrongBytes {
+    name: String,
+    behind: usize,
+}
+
+impl fmt::Display for WrongBytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{}: other bytes behind {}",
+            self.name, self.behind
+        )
+    }
+}
+
+impl std::error::Error for WrongBytes {}
 
 /// A client in the middle of a pull.
 #[derive(Debug)]
@@ -92,10 +112,12 @@ impl Client {
     fn compare(&mut self, bytes: &[u8]) -> Result<()> {
         self.first_byte.get_or_insert_with(|| self.start.elapsed());
         let expected = self.content.get(self.received..self.received + bytes.len());
-        let (name, received) = (&self.name, self.received);
         ensure!(
             expected == Some(bytes),
-            "{name}: other bytes behind {received}"
+            WrongBytes {
+                name: self.name.clone(),
+                behind: self.received,
+            }
         );
         self.received += bytes.len();
         Ok(())
@@ -163,6 +185,12 @@ mod tests {
         let clients = vec![fake.address(); 3];
         let right = stampede(clients.clone(), &path, &content).await;
         all(right).expect("three clients that get everything");
+        let other = noise(2, 300_000);
+        let error = pull(fake.address(), &path, &other).await;
+        error
+            .expect_err("it is not the content")
+            .downcast::<WrongBytes>()
+            .expect("wrong bytes are told from other failures");
         for spoilt in [
             Then::healthy().flip(299_999),
             Then::healthy().cut(7),

@@ -3,6 +3,7 @@
 //! It only reads; to say which process is the server is the caller's part.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,26 @@ pub fn forget_peak(id: u32) -> Result<()> {
     Ok(())
 }
 
+/// Returns the bytes that came in and went out over `link` of the network that process `id` is in,
+/// headers of packets included.
+///
+/// # Errors
+/// When there is no such process or link.
+pub fn link_bytes(id: u32, link: &str) -> Result<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/net/dev"))
+        .with_context(|| format!("looking at the links of process {id}"))?;
+    parse_link(&text, link).with_context(|| format!("process {id} has no link {link}"))
+}
+
+/// Reads `name: bytes packets …`: eight numbers of what was received, then eight of what was sent.
+fn parse_link(text: &str, link: &str) -> Option<(u64, u64)> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, numbers) = lines.find(|(name, _)| name.trim() == link)?;
+    let numbers: Vec<&str> = numbers.split_whitespace().collect();
+    let number = |at: usize| numbers.get(at)?.parse().ok();
+    Some((number(0)?, number(8)?))
+}
+
 /// A moment in the life of the machine, to tell how busy others were since.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
@@ -88,17 +109,45 @@ impl Moment {
         })
     }
 
-    /// Returns the share of the machine that others used since then: 0.0 to 1.0 of all CPUs.
+    /// Returns the shares of the machine that were used since then.
     ///
     /// # Errors
     /// When `/proc` is not readable.
-    pub fn foreign_share(&self) -> Result<f64> {
+    pub fn shares(&self) -> Result<Shares> {
         let now = Self::now()?;
         let cpus = std::thread::available_parallelism()?.get() as f64;
         let available = (now.at - self.at).as_secs_f64() * cpus;
         let busy = now.busy.saturating_sub(self.busy);
         let foreign = busy.saturating_sub(now.ours.saturating_sub(self.ours));
-        Ok((foreign.as_secs_f64() / available).min(1.0))
+        let share = |time: Duration| (time.as_secs_f64() / available).min(1.0);
+        Ok(Shares {
+            busy: share(busy),
+            foreign: share(foreign),
+        })
+    }
+
+    /// Returns the share of the machine that others used since then: 0.0 to 1.0 of all CPUs.
+    ///
+    /// # Errors
+    /// When `/proc` is not readable.
+    pub fn foreign_share(&self) -> Result<f64> {
+        Ok(self.shares()?.foreign)
+    }
+}
+
+/// What of the machine was used, 0.0 to 1.0 of all CPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct Shares {
+    /// By anybody.
+    pub busy: f64,
+    /// By others than this process and its children.
+    pub foreign: f64,
+}
+
+impl fmt::Display for Shares {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (busy, foreign) = (self.busy * 100.0, self.foreign * 100.0);
+        write!(formatter, "machine {busy:.0} %, others {foreign:.0} %")
     }
 }
 
@@ -192,6 +241,15 @@ mod tests {
             (stat.parent, stat.ticks, stat.ended_children_ticks),
             (3, 110, 15)
         );
+    }
+
+    #[test]
+    fn bytes_of_a_link_are_read_in_both_directions() {
+        let text = "Inter-|   Receive  |  Transmit\n face |bytes packets|bytes packets\n\
+                    \x20   lo: 1 2 0 0 0 0 0 0 3 4 0 0 0 0 0 0\n\
+                    \x20data0: 50 6 0 0 0 0 0 0 70 8 0 0 0 0 0 0\n";
+        assert_eq!(parse_link(text, "data0"), Some((50, 70)));
+        assert_eq!(parse_link(text, "data"), None);
     }
 
     #[tokio::test]

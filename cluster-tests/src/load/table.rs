@@ -2,28 +2,38 @@
 
 use std::fmt;
 
-use crate::runs::Spread;
+use super::runs::{Quality, Spread};
 
 /// What a figure is counted in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Unit {
+pub enum Unit {
     /// How many times the rival's.
     Times,
     /// 10^6 bytes per second.
     MegabytesPerSecond,
     /// CPU seconds per GiB served.
     CpuSecondsPerGib,
+    /// Requests per second.
     RequestsPerSecond,
+    /// 10^-3 seconds.
     Milliseconds,
+    /// Seconds.
     Seconds,
+    /// A number of things.
     Count,
+    /// 2^20 bytes.
     Mebibytes,
+    /// 10^3 bytes per second.
+    KilobytesPerSecond,
+    /// Of one CPU.
+    Percent,
 }
 
 impl Unit {
     fn show(self, value: f64) -> String {
         match self {
-            Self::Times => format!("{value:.2} x"),
+            // Bytes that leave once are judged to a thousandth.
+            Self::Times => format!("{value:.3} x"),
             Self::MegabytesPerSecond => format!("{value:.0} MB/s"),
             Self::CpuSecondsPerGib => format!("{value:.2} CPU-s/GiB"),
             Self::RequestsPerSecond => format!("{value:.0}/s"),
@@ -31,14 +41,18 @@ impl Unit {
             Self::Seconds => format!("{value:.2} s"),
             Self::Count => format!("{value:.0}"),
             Self::Mebibytes => format!("{value:.1} MiB"),
+            Self::KilobytesPerSecond => format!("{value:.1} kB/s"),
+            Self::Percent => format!("{value:.2} %"),
         }
     }
 }
 
 /// What the result of a figure must reach.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Target {
+pub enum Target {
+    /// As much or more.
     AtLeast(f64),
+    /// As much or less.
     AtMost(f64),
     /// Shown for what it tells; nothing must be reached.
     None,
@@ -64,29 +78,30 @@ impl Target {
 
 /// One line of the table.
 #[derive(Clone, Debug)]
-pub(crate) struct Figure {
+pub struct Figure {
     /// What was done.
-    pub(crate) work: String,
+    pub work: String,
     /// What of it was measured, and against whom.
-    pub(crate) what: &'static str,
+    pub what: &'static str,
     /// Ours and the rival's, in their own unit.
-    pub(crate) sides: String,
+    pub sides: String,
     /// What is judged, over the runs; its median counts.
-    pub(crate) result: Spread,
-    pub(crate) unit: Unit,
-    pub(crate) target: Target,
+    pub result: Spread,
+    pub unit: Unit,
+    pub target: Target,
     /// How many runs, and how quiet they were.
-    pub(crate) quality: String,
+    pub quality: Quality,
 }
 
 impl Figure {
     fn is_missed(&self) -> bool {
-        self.target.is_missed(self.result.median)
+        !self.quality.is_void && self.target.is_missed(self.result.median)
     }
 
     fn cells(&self) -> [String; 8] {
         let verdict = match self.target {
             Target::None => "",
+            _ if self.quality.is_void => "VOID",
             _ if self.is_missed() => "MISSED",
             _ => "pass",
         };
@@ -98,19 +113,19 @@ impl Figure {
             format!("{:.2}..{:.2}", self.result.least, self.result.most),
             self.target.show(self.unit),
             verdict.to_owned(),
-            self.quality.clone(),
+            self.quality.text.clone(),
         ]
     }
 }
 
 /// Shows two medians in `unit`.
-pub(crate) fn sides(unit: Unit, ours: Spread, rival: Spread) -> String {
+pub fn sides(unit: Unit, ours: Spread, rival: Spread) -> String {
     format!("{} : {}", unit.show(ours.median), unit.show(rival.median))
 }
 
 /// The figures in the order in which they were measured.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
+pub struct Table {
     figures: Vec<Figure>,
 }
 
@@ -127,17 +142,17 @@ const TITLES: [&str; 8] = [
 
 impl Table {
     /// A table of `figures` alone.
-    pub(crate) fn of(figures: Vec<Figure>) -> Self {
+    pub fn of(figures: Vec<Figure>) -> Self {
         Self { figures }
     }
 
     /// Adds figures.
-    pub(crate) fn extend(&mut self, figures: Vec<Figure>) {
+    pub fn extend(&mut self, figures: Vec<Figure>) {
         self.figures.extend(figures);
     }
 
     /// Tells whether a target was missed.
-    pub(crate) fn missed(&self) -> bool {
+    pub fn missed(&self) -> bool {
         self.figures.iter().any(Figure::is_missed)
     }
 }

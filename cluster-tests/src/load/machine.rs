@@ -1,26 +1,17 @@
-//! What the benchmark ran on, in a few lines, because figures without it mean nothing.
+//! What a benchmark ran on, in a few lines, because figures without it mean nothing.
 
 use std::process::Command;
 
-use crate::options::{Options, SEED};
-
-/// Describes machine, kernel, programs and seed. What cannot be found out is left out.
-pub(crate) fn describe(options: &Options) -> String {
+/// Describes machine, kernel and programs. What cannot be found out is left out.
+pub fn describe() -> String {
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     let model = field("/proc/cpuinfo", "model name").unwrap_or_default();
     let memory = field("/proc/meminfo", "MemTotal").unwrap_or_default();
     let kernel = read("/proc/sys/kernel/osrelease");
     let nginx = output("/usr/sbin/nginx", "-v");
     let registry = output("docker-registry", "--version");
-    let note = if options.quick {
-        "\nQUICK: little data, one run; the figures mean nothing"
-    } else {
-        ""
-    };
     format!(
-        "subject {}, {} runs, seed {SEED}\n{cpus} x {model}, {memory}, Linux {}\n{nginx}; {registry}{note}\n",
-        options.subject,
-        options.runs(),
+        "{cpus} x {model}, {memory}, Linux {}\n{nginx}; {registry}\n",
         kernel.trim(),
     )
 }
