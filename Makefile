@@ -1,6 +1,7 @@
 # make test    installs what the tests use, builds, runs every test of the workspace
 # make lint    format, clippy, docs, licences and sources of dependencies, unused dependencies
-# make bench   the benchmarks: one node against docker-registry and nginx, two nodes against TLS
+# make bench   the benchmarks: one node against docker-registry and nginx, two nodes against TLS,
+#              whole clusters (as root)
 
 .PHONY: test lint bench test-tools lint-tools
 

@@ -116,18 +116,23 @@ impl Image {
     /// # Errors
     /// When the layout cannot be written.
     pub fn of_size(size: u64, seed: u64) -> Result<Self> {
+        Self::of_sizes(&[size], seed)
+    }
+
+    /// A layer for each of `sizes`, that holds one file of so many pseudo-random bytes, not
+    /// compressed.
+    ///
+    /// # Errors
+    /// When the layout cannot be written.
+    pub fn of_sizes(sizes: &[u64], seed: u64) -> Result<Self> {
         let layout = Layout::create()?;
-        let blob = layout.add_streamed(LAYER, |file| {
-            let mut archive = tar::Builder::new(file);
-            let mut header = header(0o644, size);
-            archive.append_data(&mut header, "noise", Noise::new(seed).take(size))?;
-            archive.finish()
-        })?;
-        let layer = Layer {
-            diff_id: blob.digest,
-            blob,
-        };
-        let platform = platform(&layout, AMD64, vec![layer])?;
+        // Numbers that do not meet those of the next seeds.
+        let seeds = (0..).map(|layer| seed + layer * 1_000_000);
+        let layers = sizes
+            .iter()
+            .zip(seeds)
+            .map(|(size, seed)| noise_layer(&layout, *size, seed));
+        let platform = platform(&layout, AMD64, layers.collect::<Result<_>>()?)?;
         Self::of_platform(layout, platform)
     }
 
@@ -265,6 +270,20 @@ pub fn referrers_tag(digest: &Digest) -> String {
 fn busybox_platform(layout: &Layout, architecture: &str, mark: &str) -> Result<Platform> {
     let layer = busybox_layer(layout, mark)?;
     platform(layout, architecture, vec![layer])
+}
+
+/// A layer with one file of pseudo-random bytes.
+fn noise_layer(layout: &Layout, size: u64, seed: u64) -> Result<Layer> {
+    let blob = layout.add_streamed(LAYER, |file| {
+        let mut archive = tar::Builder::new(file);
+        let mut header = header(0o644, size);
+        archive.append_data(&mut header, "noise", Noise::new(seed).take(size))?;
+        archive.finish()
+    })?;
+    Ok(Layer {
+        diff_id: blob.digest,
+        blob,
+    })
 }
 
 fn busybox_layer(layout: &Layout, mark: &str) -> Result<Layer> {

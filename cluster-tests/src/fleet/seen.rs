@@ -13,6 +13,8 @@ pub struct Seen {
     pub me: NodeId,
     /// Everybody that it counts among the members, itself too, in order of names.
     pub members: Vec<SeenMember>,
+    /// Fingerprint of its placement.
+    pub placement: String,
 }
 
 /// One member.
@@ -36,9 +38,11 @@ impl Seen {
         let members = members.with_context(|| format!("no members in {cluster}"))?;
         let mut members: Vec<SeenMember> = members.iter().map(member).collect::<Result<_>>()?;
         members.sort_by_key(|member| member.id);
+        let placement = cluster["placement"].as_str();
         Ok(Self {
             me: id(&cluster["id"])?,
             members,
+            placement: placement.context("no placement")?.to_owned(),
         })
     }
 
