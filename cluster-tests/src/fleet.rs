@@ -7,10 +7,11 @@
 //! [`crate::netns::Net`].
 //!
 //! ```text
-//! plan    how many nodes, their zones, weights and settings
-//! seen    the cluster as one node shows it
-//! scene   a fleet in front of a fake registry, as most tests want it
-//! port    addresses for control (TCP) and content (UDP) of the same number
+//! plan      how many nodes, their zones, weights and settings
+//! seen      the cluster as one node shows it
+//! scene     a fleet in front of a fake registry, as most tests want it
+//! schedule  faults in an order that a seed chooses
+//! port      addresses for control (TCP) and content (UDP) of the same number
 //! ```
 
 use std::net::SocketAddr;
@@ -33,11 +34,13 @@ use crate::node::Node;
 mod plan;
 mod port;
 mod scene;
+mod schedule;
 mod seen;
 
 pub use plan::{Plan, SECRET, write_secret};
 pub use port::free_cluster_address;
 pub use scene::Scene;
+pub use schedule::{Act, Fault, Step, schedule};
 pub use seen::{Seen, SeenMember};
 
 /// Contents that are tried until one lies where a test wants it; with 30 nodes one of them is at a

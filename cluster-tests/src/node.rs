@@ -221,6 +221,13 @@ impl Node {
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
+        // Settings of the tests are none of the node's.
+        for (name, _) in std::env::vars_os() {
+            let is_ours = |name: &str| name.starts_with("MILLRACE_TEST_");
+            if name.to_str().is_some_and(is_ours) {
+                command.env_remove(name);
+            }
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(host) = &self.host {
             command = host.command(&command)?;

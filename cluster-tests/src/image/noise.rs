@@ -16,6 +16,15 @@ impl Noise {
         Self { state: seed }
     }
 
+    /// Returns the next number below `limit`, for choices that the seed makes; small limits are met
+    /// evenly enough.
+    ///
+    /// # Panics
+    /// When `limit` is 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
     fn next(&mut self) -> u64 {
         // Constants of SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators".
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
