@@ -347,6 +347,26 @@ impl Fleet {
         Ok(sum)
     }
 
+    /// Sums the bytes of content that running nodes have received from nodes of other zones.
+    ///
+    /// # Errors
+    /// When the status of a node is not readable.
+    pub async fn received_from_afar(&self) -> Result<u64> {
+        let mut sum = 0;
+        for index in self.running() {
+            let status = self.nodes[index].status().await?;
+            let peers = status["peers"]["peers"].as_array();
+            for peer in peers.context("a node shows its peers")? {
+                let id = peer["id"].as_str().context("a peer has a name")?;
+                if self.zone(self.index(id.parse()?)) != self.zone(index) {
+                    let received = peer["received_bytes"].as_u64();
+                    sum += received.context("a peer has a count")?;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
     async fn assemble(plan: &Plan, nodes: Vec<Node>, parts: Parts) -> Result<Self> {
         let ids = try_join_all(nodes.iter().map(id_of)).await?;
         let count = 0..nodes.len();

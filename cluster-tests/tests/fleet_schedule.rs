@@ -7,10 +7,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use futures_util::future::{try_join, try_join_all};
 use millrace_cluster_tests::fake::{Fake, Then, When, noise};
@@ -66,11 +65,7 @@ async fn pulls_go_on_whatever_a_seed_lets_happen() -> Result<()> {
     let seconds = setting("MILLRACE_TEST_FAULT_SECONDS").unwrap_or(DEFAULT_SECONDS);
     println!("MILLRACE_TEST_FAULT_SEED={seed} MILLRACE_TEST_FAULT_SECONDS={seconds}");
     let net = Net::of(NODES).await?;
-    let IpAddr::V4(upstream) = net.upstream_address(0) else {
-        bail!("hosts have IPv4 addresses");
-    };
-    let plan = Fleet::of(NODES).on(net.hosts());
-    let Scene { fake, fleet } = Scene::before(Fake::start_at(upstream).await?, plan).await?;
+    let Scene { fake, fleet } = Scene::on(&net, Fleet::of(NODES)).await?;
     let steps = schedule(seed, NODES, Duration::from_secs(seconds));
     let mut world = World {
         net,

@@ -16,15 +16,6 @@ use millrace_cluster_tests::process;
 
 const MIB: usize = 1 << 20;
 
-/// A fleet on hosts of its own before a fake that all of them reach.
-async fn scene_on(net: &Net) -> Result<Scene> {
-    let std::net::IpAddr::V4(host) = net.upstream_address(0) else {
-        anyhow::bail!("hosts have IPv4 addresses");
-    };
-    let fake = Fake::start_at(host).await?;
-    Scene::before(fake, Fleet::of(net.hosts().len()).on(net.hosts())).await
-}
-
 /// Blobs of the fake, and where nodes serve them.
 fn blobs(fake: &Fake, seeds: std::ops::Range<u64>, size: usize) -> Vec<(String, Bytes)> {
     let contents = seeds.map(|seed| noise(seed, size));
@@ -82,7 +73,7 @@ async fn a_leaving_node_is_gone_at_once() -> Result<()> {
 #[tokio::test]
 async fn two_nodes_that_cannot_reach_each_other_stop_no_client() -> Result<()> {
     let net = Net::of(4).await?;
-    let scene = scene_on(&net).await?;
+    let scene = Scene::on(&net, Fleet::of(4)).await?;
     // Both still hear of each other through 2 and 3, and believe that they can be asked.
     net.split(&[0], &[1])?;
     // For nodes 2 and 3 the home is 0 or 1; those two cannot ask each other.
@@ -103,7 +94,7 @@ async fn two_nodes_that_cannot_reach_each_other_stop_no_client() -> Result<()> {
 #[tokio::test]
 async fn a_split_cluster_serves_in_both_halves_and_heals_by_itself() -> Result<()> {
     let net = Net::of(4).await?;
-    let scene = scene_on(&net).await?;
+    let scene = Scene::on(&net, Fleet::of(4)).await?;
     let blobs = blobs(&scene.fake, 0..6, MIB);
     net.split(&[0, 1], &[2, 3])?;
     scene.fleet.agree_on(&[0, 1], &[0, 1]).await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures_util::future::try_join_all;
 use millrace_cluster_tests::fleet::Fleet;
 use millrace_cluster_tests::image::Image;
@@ -67,7 +67,7 @@ async fn cross(options: &Options, turn: Turn) -> Result<(Crossing, Shares)> {
     let size = image_bytes(&image);
     Ok((
         Crossing {
-            content: content_from_afar(&fleet).await? as f64 / size,
+            content: fleet.received_from_afar().await? as f64 / size,
             carried: carried as f64 / size,
             left_upstream: (left(&upstream).await? - before) as f64 / size,
             seconds,
@@ -88,23 +88,6 @@ async fn left(upstream: &Upstream) -> Result<u64> {
         .iter()
         .filter(|access| matches!(access.status, 200 | 206));
     Ok(given.map(|access| access.body_bytes).sum())
-}
-
-/// Sums what each node has received from nodes of the other zone.
-async fn content_from_afar(fleet: &Fleet) -> Result<u64> {
-    let mut sum = 0;
-    for node in 0..fleet.size() {
-        let status = fleet.node(node).status().await?;
-        let peers = status["peers"]["peers"].as_array();
-        for peer in peers.context("a node shows its peers")? {
-            let id = peer["id"].as_str().context("a peer has a name")?;
-            if fleet.zone(fleet.index(id.parse()?)) != fleet.zone(node) {
-                let received = peer["received_bytes"].as_u64();
-                sum += received.context("a peer has a count")?;
-            }
-        }
-    }
-    Ok(sum)
 }
 
 fn figures(options: &Options, runs: &Runs<Crossing>) -> Vec<Figure> {

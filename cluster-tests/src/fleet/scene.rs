@@ -1,8 +1,8 @@
 //! A fleet in front of a fake registry, as most tests want it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bytes::Bytes;
 use millrace_protocol::oci::Digest;
 
@@ -10,6 +10,7 @@ use super::{Fleet, Plan};
 use crate::fake::{Fake, Image, assert_whole};
 use crate::http::Request;
 use crate::load::crowd::{self, Client, Pulled};
+use crate::netns::Net;
 
 /// The fake's name in the configuration of the nodes.
 const UPSTREAM: &str = "fake";
@@ -42,6 +43,18 @@ impl Scene {
     pub async fn before(fake: Fake, plan: Plan) -> Result<Self> {
         let fleet = plan.upstream(UPSTREAM, &fake.url()).start().await?;
         Ok(Self { fake, fleet })
+    }
+
+    /// Starts a fleet on the hosts of `net`, before a fake that the hosts of the first site reach over
+    /// `data0`, and waits until the nodes agree.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn on(net: &Net, plan: Plan) -> Result<Self> {
+        let IpAddr::V4(address) = net.upstream_address(0) else {
+            bail!("hosts have IPv4 addresses");
+        };
+        Self::before(Fake::start_at(address).await?, plan.on(net.hosts())).await
     }
 
     /// Adds a blob to the upstream and returns the path by which nodes serve it.
