@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use millrace_protocol::membership::{Contact, Membership};
+use millrace_protocol::node_id::NodeId;
 use prometheus_client::registry::Registry;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -189,6 +190,13 @@ impl Cluster {
         if tokio::time::timeout(LEAVE_PATIENCE, leaving).await.is_err() {
             tracing::warn!("left without a word");
         }
+    }
+
+    /// Returns how busy a member has said it is, at most a second ago; 0 for a stranger.
+    pub fn load(&self, id: &NodeId) -> u32 {
+        let status = self.shared.status.load();
+        let member = status.members.iter().find(|member| member.id == *id);
+        member.map_or(0, |member| member.load)
     }
 
     /// Tells others how busy this node is: blobs on their way to it or from it.

@@ -141,7 +141,7 @@ impl Node {
         serve_admin(&tasks, debug, admin, admin_stop.clone());
         readiness.done(OPENING_STORE);
         if let Some(neighbourhood) = &neighbourhood {
-            neighbourhood.open(&puller, &upstreams).await;
+            neighbourhood.open(&puller, &upstreams, &tasks).await;
         }
         let door = registry.serve(doors.all());
         readiness.done(FINDING_OTHERS);

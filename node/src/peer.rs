@@ -194,6 +194,11 @@ impl Peers {
         HoldingsStream::open(&self.links, peer).await
     }
 
+    /// Returns how many chunk requests of peers are being served.
+    pub fn uploads(&self) -> usize {
+        self.links.uploads()
+    }
+
     /// Whether asking `peer` has a chance: false while connecting to it fails. One that has come
     /// back, or moved, since it was last tried has one.
     pub fn is_reachable(&self, peer: &NodeId) -> bool {

@@ -430,6 +430,11 @@ impl Puller {
         }
     }
 
+    /// Returns how many blobs are on their way to this node.
+    pub fn transfers(&self) -> usize {
+        self.inner.fillers.table.count()
+    }
+
     /// Registers the room's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.inner.metrics.register(registry);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use liar::Liar;
 use mesh::{Mesh, Node};
-use millrace::cluster::View;
+use millrace::cluster::{Member, View};
 use millrace::peer::{Handler, Members};
 use millrace::pull::Source;
 use millrace_protocol::oci::Digest;
@@ -86,6 +86,32 @@ async fn who_has_told_what_it_holds_is_read_from_without_a_question() {
         assert_ne!(source, Source::Upstream);
     }
     assert_eq!(questions(&mesh.nodes), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_holders_the_less_busy_one_is_read_from() {
+    for busy in [0, 1] {
+        let mesh = Mesh::strangers(&["a"; 3]).await;
+        let digest = mesh.content.add(blob(10));
+        for node in &mesh.nodes[..2] {
+            prompt(node.pull(&digest)).await.expect("pulled");
+            prompt(node.settled()).await;
+        }
+        let mut members: Vec<Member> = mesh.nodes.iter().map(Node::member).collect();
+        members.iter_mut().for_each(|member| member.weight = 0);
+        members[2].weight = 1;
+        members[busy].load = 7;
+        for node in &mesh.nodes {
+            node.members.set(members.clone());
+        }
+        let home = &mesh.nodes[2];
+        prompt(home.in_sync(2)).await;
+        prompt(home.pull(&digest)).await.expect("pulled");
+        let peers = home.peers.status().peers;
+        let from = peers.iter().find(|peer| peer.received_bytes > 0);
+        let from = from.expect("it came from a peer").id;
+        assert_eq!(from, mesh.nodes[1 - busy].id);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -248,6 +248,9 @@ fn member_line(member: &MemberStatus) -> String {
             time(member.silent.as_secs())
         ));
     }
+    if member.load > 0 {
+        line.push_str(&format!(", {} on their way", member.load));
+    }
     if !member.connected {
         line.push_str(", not connected");
     }

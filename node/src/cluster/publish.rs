@@ -133,7 +133,13 @@ impl Publisher {
     ) {
         let view = self.shared.view.load();
         let now = Instant::now();
-        let status = |member: &Member| member_status(&view, membership, member, now);
+        let status = |member: &Member| match member.id == view.me() {
+            true => MemberStatus {
+                load: self.load(),
+                ..member_status(&view, membership, member, now)
+            },
+            false => member_status(&view, membership, member, now),
+        };
         let connections = i64::try_from(connections).unwrap_or(i64::MAX);
         self.shared.metrics.connections.set(connections);
         let before = self.shared.status.load();

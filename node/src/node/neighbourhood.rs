@@ -1,9 +1,13 @@
 //! This node's part in the cluster, put together: who is there, and the exchange with them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use millrace_protocol::node_id::NodeId;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::info_span;
 
 use super::StartError;
 use crate::cluster::{Cluster, Identity, View};
@@ -12,6 +16,9 @@ use crate::peer::{self, Members, Peers};
 use crate::pull::{Puller, Supplier};
 use crate::task::Tasks;
 use crate::upstream::Upstreams;
+
+/// How often the load is taken; it leaves with the announcements, one in a second.
+const LOAD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The cluster and the exchange of content with its members.
 #[derive(Clone, Debug)]
@@ -27,6 +34,10 @@ impl Members for Cluster {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes()
+    }
+
+    fn load(&self, id: &NodeId) -> u32 {
+        self.load(id)
     }
 }
 
@@ -57,10 +68,29 @@ impl Neighbourhood {
     }
 
     /// Begins to answer peers, then waits for a first view.
-    pub(super) async fn open(&self, puller: &Puller, upstreams: &Upstreams) {
+    pub(super) async fn open(&self, puller: &Puller, upstreams: &Upstreams, tasks: &Tasks) {
+        let (part, loaded, stopping) = (self.clone(), puller.clone(), tasks.stopping());
+        tasks.spawn(info_span!("load"), async move {
+            tokio::select! {
+                () = part.keep_telling_load(loaded) => {}
+                () = stopping => {}
+            }
+        });
         let supplier = Supplier::new(puller.clone(), upstreams.clone());
         self.peers.serve(Arc::new(supplier));
         self.cluster.first_view().await;
+    }
+
+    /// Tells the others how busy this node is.
+    async fn keep_telling_load(self, puller: Puller) {
+        let mut ticks = interval(LOAD_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let load = puller.transfers() + self.peers.uploads();
+            self.cluster
+                .set_load(u32::try_from(load).unwrap_or(u32::MAX));
+        }
     }
 
     pub(super) fn register_metrics(&self, registry: &mut Registry) {

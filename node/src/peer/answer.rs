@@ -33,6 +33,8 @@ type Reply = (Answer, Vec<Bytes>);
 pub(super) struct Answerer {
     handler: Arc<dyn Handler>,
     uploads: Arc<Semaphore>,
+    /// How many uploads there are.
+    slots: usize,
 }
 
 impl Answerer {
@@ -40,7 +42,13 @@ impl Answerer {
         Self {
             handler,
             uploads: Arc::new(Semaphore::new(uploads)),
+            slots: uploads,
         }
+    }
+
+    /// Returns how many upload slots are taken.
+    pub(super) fn uploads_taken(&self) -> usize {
+        self.slots.saturating_sub(self.uploads.available_permits())
     }
 
     /// Answers on one stream, in a task of its own; QUIC bounds how many there are.

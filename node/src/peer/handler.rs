@@ -24,6 +24,11 @@ pub trait Members: Debug + Send + Sync + 'static {
 
     /// Tells of each new view.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Returns how busy a member says it is, which may be newer than the view.
+    fn load(&self, id: &NodeId) -> u32 {
+        self.view().member(id).map_or(0, |member| member.load)
+    }
 }
 
 /// Answers the questions of peers.

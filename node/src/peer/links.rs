@@ -69,6 +69,12 @@ impl Links {
         self.answerer.set(answerer).is_ok()
     }
 
+    /// Returns how many upload slots are taken.
+    pub(super) fn uploads(&self) -> usize {
+        let answerer = self.answerer.get();
+        answerer.map_or(0, Answerer::uploads_taken)
+    }
+
     /// Returns the link to a member, which is not this node.
     ///
     /// # Errors

@@ -17,8 +17,10 @@ use crate::peer::{Members, PeerError, Peers};
 
 use super::directory::Directory;
 
-/// How long a member is left alone that was just met, or whose stream has ended. It may not know
-/// this node yet: it would refuse the connection, and then not be asked for a while.
+/// How long a member is left alone that was just met, or whose stream has ended; the one of the
+/// greater id waits twice as long. A member may not know this node yet: it would refuse the
+/// connection, and then not be asked for a while. And of two nodes that dialled each other at the
+/// same time, each would keep two connections, with half of the windows.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a member is only asked that holds more than can be kept, unless the placement changes
@@ -67,7 +69,8 @@ impl Follower {
 
     /// Listens to one member, after a pause, until it ends.
     async fn follow(&self, peer: NodeId) -> NodeId {
-        sleep(PAUSE).await;
+        let is_first = self.members.view().me() < peer;
+        sleep(if is_first { PAUSE } else { PAUSE * 2 }).await;
         if let Err(error) = self.listen(peer).await {
             tracing::debug!(peer.id = %peer.short(), %error, "holdings are not told any more");
         }

@@ -73,7 +73,7 @@ pub(super) struct Hop {
 /// What the members say about some contents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Holders {
-    /// Members that have the whole, the nearest first.
+    /// Members that have the whole, the best first.
     pub(super) whole: Vec<NodeId>,
     /// A member that this node has to follow, because it fetches the same from an upstream.
     pub(super) fetching: Option<NodeId>,
@@ -192,7 +192,7 @@ impl Neighbours {
         Search::new(self, digest, purpose)
     }
 
-    /// Returns members that have told that they have `digest`, the nearest first.
+    /// Returns members that have told that they have `digest`, the best first.
     pub(super) fn told(&self, digest: &Digest) -> Vec<NodeId> {
         let view = self.view();
         let key = Key::of_digest(digest);
@@ -200,7 +200,7 @@ impl Neighbours {
         let mut told: Vec<NodeId> = told
             .filter(|peer| self.word(&view, peer, key) == Word::Holds)
             .collect();
-        nearest(&view, &mut told);
+        self.keep_best(&view, &mut told);
         if !told.is_empty() {
             self.metrics.count_search(Answered::Told);
         }
@@ -233,7 +233,7 @@ impl Neighbours {
                 _ => {}
             }
         }
-        nearest(&view, &mut holders.whole);
+        self.keep_best(&view, &mut holders.whole);
         holders
     }
 
@@ -310,6 +310,16 @@ impl Neighbours {
         missing
     }
 
+    /// Puts the nearest first, of these the least busy, and keeps as many as are tried.
+    fn keep_best(&self, view: &View, peers: &mut Vec<NodeId>) {
+        let is_far = |peer: &NodeId| {
+            let member = view.member(peer);
+            member.is_none_or(|member| member.zone != view.zone())
+        };
+        peers.sort_by_cached_key(|peer| (is_far(peer), self.members.load(peer)));
+        peers.truncate(MAX_HOLDERS);
+    }
+
     /// Returns the members that may be asked.
     fn usable<'a>(&'a self, view: &'a View) -> impl Iterator<Item = &'a Member> {
         view.live().filter(|member| self.is_usable(&member.id))
@@ -364,16 +374,6 @@ impl Neighbours {
         let round_trip = self.peers.round_trip(&member.id).unwrap_or_default();
         (round_trip * HOLDS_ROUND_TRIPS).clamp(self.holds_patience, self.holds_patience * 4)
     }
-}
-
-/// Puts the nearest first, and keeps as many as are tried.
-fn nearest(view: &View, peers: &mut Vec<NodeId>) {
-    let is_far = |peer: &NodeId| {
-        let member = view.member(peer);
-        member.is_none_or(|member| member.zone != view.zone())
-    };
-    peers.sort_by_key(is_far);
-    peers.truncate(MAX_HOLDERS);
 }
 
 /// Returns the hops for a key that a fetch of `rank` may wait for.

@@ -50,6 +50,10 @@ impl Table {
         self.transfers.lock().get(digest).cloned()
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.transfers.lock().len()
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Transfer>> {
         self.transfers.lock().values().cloned().collect()
     }
