@@ -32,6 +32,61 @@ async fn a_stampede_on_a_cold_blob_is_one_transfer() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_crowd_of_slow_downloads_keeps_nobody_from_an_answer() -> Result<()> {
+    // Two at a time, and all of them stand still: without making room, the last of these clients
+    // would wait for as long as the first ones' downloads take.
+    let scene = Scene::with(|node| node.set("upstreams/fake/max_requests", 2)).await?;
+    let blobs: Vec<_> = (0..8).map(|seed| noise(seed, 200_000)).collect();
+    let add = |blob| scene.fake.add_blob("app", blob);
+    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
+    let gate = Gate::default();
+    let stalled = Then::healthy().stall(150_000, &gate);
+    scene.fake.on(When::get("/blobs/"), stalled);
+    let readers = digests
+        .iter()
+        .map(|digest| scene.open(scene.blob("app", digest)));
+    let readers = try_join_all(readers).await?;
+    let statuses: Vec<_> = readers.iter().map(|reader| reader.head().status).collect();
+    assert_eq!(statuses, [200; 8]);
+    gate.open();
+    let answers = try_join_all(readers.into_iter().map(|reader| reader.finish())).await?;
+    for (answer, blob) in answers.iter().zip(&blobs) {
+        assert_whole(answer, blob);
+    }
+    assert_eq!(scene.fake.count("GET", "/blobs/"), blobs.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_was_not_served_in_time_finds_the_fetch_still_in_its_place() -> Result<()> {
+    let scene = Scene::with(|node| {
+        node.set("upstreams/fake/max_requests", 1)
+            .set("upstreams/fake/max_downloads", 1)
+    })
+    .await?;
+    let [first, second] = [noise(1, 200_000), noise(2, 200_000)];
+    let first_digest = scene.fake.add_blob("app", first.clone());
+    let second_digest = scene.fake.add_blob("app", second.clone());
+    let gate = Gate::default();
+    let stalled = Then::healthy().stall(150_000, &gate);
+    scene.fake.on(When::get("/blobs/"), stalled);
+    let reader = scene.open(scene.blob("app", &first_digest)).await?;
+    let late = scene.send(scene.blob("app", &second_digest)).await?;
+    assert_eq!(late.status(), 503);
+    // It is its turn before anybody asks again.
+    gate.open();
+    eventually("the second blob is fetched", async || {
+        scene.fake.count("GET", "/blobs/") == 2
+    })
+    .await;
+    let again = scene.send(scene.blob("app", &second_digest)).await?;
+    assert_whole(&again, &second);
+    assert_whole(&reader.finish().await?, &first);
+    assert_eq!(scene.fake.count("GET", "/blobs/"), 2);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_404_is_reported_to_the_repository_that_got_it_and_to_no_other() -> Result<()> {
     let scene = Scene::start().await?;
     let content = noise(1, MIB);

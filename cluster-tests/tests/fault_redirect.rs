@@ -254,7 +254,11 @@ async fn the_breaker_fails_fast_and_closes_when_the_upstream_is_back() -> Result
 
 #[tokio::test]
 async fn no_more_requests_run_at_the_upstream_than_it_may() -> Result<()> {
-    let scene = Scene::with(|node| node.set("upstreams/fake/max_requests", 2)).await?;
+    let scene = Scene::with(|node| {
+        node.set("upstreams/fake/max_requests", 2)
+            .set("upstreams/fake/max_downloads", 2)
+    })
+    .await?;
     let blobs: Vec<_> = (0..6).map(|seed| noise(seed, 200_000)).collect();
     let add = |blob| scene.fake.add_blob("app", blob);
     let digests: Vec<_> = blobs.iter().cloned().map(add).collect();

@@ -5,7 +5,7 @@
 //! not verify content, and knows neither clients nor peers.
 //!
 //! One request goes through the files like this: `manifest`, `blob` or `listing` say what is asked;
-//! `fetch` waits for its turn and chooses an endpoint; `attempt` authenticates (`challenge`,
+//! `fetch` waits for its turn (`turns`) and chooses an endpoint; `attempt` authenticates (`challenge`,
 //! `token`, `credential`, within the bounds of `confine`) and follows redirects; `transport`
 //! carries each exchange, to strangers only at public addresses (`address`). `breaker` and
 //! `budget` remember, per `endpoint`, what the answers say about tomorrow.
@@ -31,16 +31,17 @@ mod secret;
 mod status;
 mod token;
 mod transport;
+mod turns;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use millrace_protocol::oci::{Digest, Reference, RepositoryName};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::task::Tasks;
@@ -63,6 +64,7 @@ use endpoint::Endpoint;
 use metrics::{Metrics, UpstreamMetrics};
 use token::{TokenService, Tokens};
 use transport::{ClientPool, Clients};
+use turns::Turns;
 
 /// All configured upstreams; clones share them.
 #[derive(Clone, Debug)]
@@ -164,8 +166,7 @@ struct Inner {
     credentials: Arc<Credentials>,
     tokens: Tokens,
     timeouts: Timeouts,
-    max_requests: usize,
-    slots: Arc<Semaphore>,
+    turns: Turns,
     /// Whether the last attempt at any endpoint failed.
     last_failed: AtomicBool,
     last_error: Mutex<Option<LastError>>,
@@ -203,10 +204,7 @@ impl Inner {
             credentials,
             tokens: Tokens::new(service, tasks.clone()),
             timeouts: entry.timeouts.clone(),
-            max_requests: entry.max_requests,
-            slots: Arc::new(Semaphore::new(
-                entry.max_requests.min(Semaphore::MAX_PERMITS),
-            )),
+            turns: Turns::new(entry.max_requests, entry.max_downloads),
             last_failed: AtomicBool::new(false),
             last_error: Mutex::default(),
             metrics,
@@ -249,7 +247,7 @@ impl Upstream {
 
     /// Whether it runs as many requests as it may, so that others wait.
     pub fn is_saturated(&self) -> bool {
-        self.inner.slots.available_permits() == 0
+        self.inner.turns.are_taken()
     }
 
     /// Asks what a tag or digest means, which does not count as a pull.
@@ -303,6 +301,25 @@ impl Upstream {
     ) -> Result<BlobBody, FetchError> {
         self.inner
             .open_blob(repository, digest, offset, deadline)
+            .await
+    }
+
+    /// Opens a blob like [`Upstream::open_blob`], but waits for its turn as long as that takes:
+    /// `patience`, for the headers, begins with it.
+    ///
+    /// # Errors
+    /// Any [`FetchError`] but `TooLarge` and `Busy`.
+    /// # Cancel safety
+    /// Dropping the future gives up the place in the queue or ends the request.
+    pub async fn open_blob_in_turn(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+        patience: Duration,
+    ) -> Result<BlobBody, FetchError> {
+        self.inner
+            .open_blob_in_turn(repository, digest, offset, patience)
             .await
     }
 

@@ -81,6 +81,7 @@ fn quiet(name: &str) -> upstream::Status {
         away: false,
         in_flight: 0,
         max_requests: 64,
+        lasting_downloads: 0,
         endpoints: vec![upstream::EndpointStatus {
             url: url.parse().expect("a URL"),
             breaker: upstream::BreakerState::Closed,

@@ -660,6 +660,7 @@ fn the_example_shows_every_key_of_its_sections() {
         "ca",
         "timeouts",
         "max_requests",
+        "max_downloads",
         "redirect_hosts",
         "token_hosts",
         "enabled",

@@ -946,6 +946,26 @@ async fn no_more_requests_run_than_are_allowed() {
 }
 
 #[tokio::test]
+async fn blobs_leave_room_for_the_manifest_by_which_another_pull_begins() {
+    let fake = Fake::start(|_| Reply::new(200, "0123456789")).await;
+    let upstream = upstream(&fake, "max_requests: 8");
+    let mut bodies = Vec::new();
+    for _ in 0..7 {
+        let body = upstream
+            .open_blob(&repository(), &digest(), 0, soon())
+            .await;
+        bodies.push(body.expect("a blob"));
+    }
+    let deadline = Instant::now() + Duration::from_millis(50);
+    let error = upstream
+        .open_blob(&repository(), &digest(), 0, deadline)
+        .await
+        .expect_err("blobs have what they may have");
+    assert!(matches!(error, FetchError::Busy { .. }), "{error}");
+    pull(&upstream).await.expect("room for a manifest");
+}
+
+#[tokio::test]
 async fn tags_come_page_by_page() {
     let fake = Fake::start(|seen| match seen.target.as_str() {
         "/v2/team/app/tags/list?n=2" => Reply::new(200, r#"{"name":"team/app","tags":["a","b"]}"#)

@@ -329,15 +329,19 @@ fn is_quiet(upstream: &upstream::Status) -> bool {
             && endpoint.limited.is_none()
     };
     !upstream.away
-        && upstream.in_flight == 0
+        && upstream.in_flight + upstream.lasting_downloads == 0
         && upstream.last_error.is_none()
         && upstream.endpoints.iter().all(plain)
 }
 
 fn render_upstream(page: &mut Page, upstream: &upstream::Status) {
     let full = upstream.in_flight >= upstream.max_requests;
+    let lasting = match upstream.lasting_downloads {
+        0 => String::new(),
+        count => format!(" and {count} long downloads"),
+    };
     page.line(format!(
-        "  {:<24} {:<5} {} of {} requests{}",
+        "  {:<24} {:<5} {} of {} requests{lasting}{}",
         upstream.name,
         if upstream.away { "AWAY" } else { "ok" },
         upstream.in_flight,

@@ -20,13 +20,17 @@ use super::segment::SegmentId;
 use super::sink::{Sink, Taken};
 use super::transfer::{Phase, State, Transfer};
 
-/// Time that an upstream has to answer with headers, within the client's 25 s (contract B5).
-const OPEN_DEADLINE: Duration = Duration::from_secs(20);
+/// Time that an upstream has to answer with headers, once it is this request's turn. A client is
+/// answered within its 25 s in any case (contract B5); the fetch keeps its place for the next one.
+const OPEN_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Most bytes that wait for the write before them; then the upstream has to wait. As many are
 /// being written, and the HTTP client's buffers behind them are up to several times as large, for
 /// each of 64 requests at a time.
 const MAX_PENDING_BYTES: usize = 512 * 1024;
+
+/// The same for a download that has made room for others: of these there are up to 448.
+const MAX_PENDING_BYTES_OF_MANY: usize = 64 * 1024;
 
 /// From this size on a batch is written at once.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -97,10 +101,9 @@ impl Feed<'_> {
             upstream,
             repository,
         } = self.origin;
-        let deadline = Instant::now() + OPEN_DEADLINE;
         let digest = &self.transfer.digest;
         let body = upstream
-            .open_blob(repository, digest, position, deadline)
+            .open_blob_in_turn(repository, digest, position, OPEN_PATIENCE)
             .await;
         let body = body.map_err(|error| Halt::Origin(error.into()))?;
         self.learn_size(&body, position)?;
@@ -145,6 +148,15 @@ impl Feed<'_> {
             defect,
         };
         Halt::Origin(error.into())
+    }
+}
+
+/// Returns how many bytes may wait, and from how many on they are written at once.
+fn bounds_of(body: &BlobBody) -> (usize, usize) {
+    if body.is_lasting() {
+        (MAX_PENDING_BYTES_OF_MANY, MAX_PENDING_BYTES_OF_MANY)
+    } else {
+        (MAX_PENDING_BYTES, BATCH_BYTES)
     }
 }
 
@@ -197,13 +209,14 @@ impl Batches<'_> {
     async fn receive(&mut self, mut body: BlobBody) -> Result<(), Halt> {
         while self.received() < self.feed.bounds(self.id).1 {
             let due = self.due();
+            let (most, batch) = bounds_of(&body);
             tokio::select! {
-                chunk = body.next_chunk(), if self.pending_bytes < MAX_PENDING_BYTES => {
+                chunk = body.next_chunk(), if self.pending_bytes < most => {
                     match chunk.map_err(|error| Halt::Origin(error.into()))? {
                         Some(chunk) => self.add(chunk),
                         None => return self.end_of_body().await,
                     }
-                    let urgent = self.flushed.is_none() || self.pending_bytes >= BATCH_BYTES;
+                    let urgent = self.flushed.is_none() || self.pending_bytes >= batch;
                     if urgent && self.writing.is_none() {
                         self.begin_write();
                     }
@@ -211,7 +224,7 @@ impl Batches<'_> {
                 written = resolve(self.writing.as_mut()), if self.writing.is_some() => {
                     self.writing = None;
                     self.show(written).await?;
-                    if self.pending_bytes >= BATCH_BYTES {
+                    if self.pending_bytes >= batch {
                         self.begin_write();
                     }
                 }

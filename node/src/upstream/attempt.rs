@@ -52,6 +52,11 @@ impl Request {
         self.kind == Kind::Manifest
     }
 
+    /// Whether it may be one of a crowd, before which others go.
+    pub(super) fn is_for_blob(&self) -> bool {
+        self.kind == Kind::Blob
+    }
+
     /// Every manifest type, whatever the client asked for: without them some upstreams convert.
     fn accept(&self) -> String {
         match self.kind {

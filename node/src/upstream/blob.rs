@@ -5,13 +5,13 @@
 //! CLIENT-CONTRACT U8 to U10.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use millrace_protocol::oci::{Digest, RepositoryName};
 use reqwest::Response;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Inner;
@@ -19,10 +19,12 @@ use super::attempt::Request;
 use super::error::{Defect, FetchError, Outage, Subject};
 use super::fetch::Answer;
 use super::metrics::Kind;
+use super::turns::DownloadTurn;
 
 /// The body of a blob, as it comes from the upstream.
 ///
-/// It is one of the requests that the upstream may run at a time until it is dropped.
+/// It is one of the requests that the upstream may run at a time until it is dropped, or has
+/// lasted so long that it makes room for others.
 #[derive(Debug)]
 pub struct BlobBody {
     inner: Arc<Inner>,
@@ -31,7 +33,7 @@ pub struct BlobBody {
     span: Span,
     /// Where the next byte belongs.
     position: u64,
-    _permit: OwnedSemaphorePermit,
+    turn: DownloadTurn,
 }
 
 /// What the headers say about a body.
@@ -51,17 +53,39 @@ impl Inner {
         offset: u64,
         deadline: Instant,
     ) -> Result<BlobBody, FetchError> {
-        let subject = Arc::new(Subject::Blob(repository.clone(), *digest));
-        let range = (offset > 0).then(|| format!("bytes={offset}-"));
-        let mut request = request(Kind::Blob, subject, repository, digest, range);
-        let mut answer = self.fetch(&request, deadline).await?;
+        let request = open_request(repository, digest, offset);
+        let answer = self.fetch(&request, deadline).await?;
+        self.body_of(answer, request, offset, deadline).await
+    }
+
+    pub(super) async fn open_blob_in_turn(
+        self: &Arc<Self>,
+        repository: &RepositoryName,
+        digest: &Digest,
+        offset: u64,
+        patience: Duration,
+    ) -> Result<BlobBody, FetchError> {
+        let request = open_request(repository, digest, offset);
+        let turn = self.turns.take(request.is_for_blob()).await;
+        let deadline = Instant::now() + patience;
+        let answer = self.fetch_in(turn, &request, deadline).await?;
+        self.body_of(answer, request, offset, deadline).await
+    }
+
+    /// Makes a body of the answer to a request for the bytes from `offset` on.
+    async fn body_of(
+        self: &Arc<Self>,
+        mut answer: Answer,
+        mut request: Request,
+        offset: u64,
+        deadline: Instant,
+    ) -> Result<BlobBody, FetchError> {
         if answer.response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             // The blob is not as long as the caller believes: from the start, to find out.
             request.range = None;
-            drop(answer);
-            answer = self.fetch(&request, deadline).await?;
+            answer = self.fetch_in(answer.turn, &request, deadline).await?;
         }
-        let Answer { response, permit } = answer;
+        let Answer { response, turn } = answer;
         let span = span(&response, offset)
             .ok_or_else(|| self.bad_answer(&request.subject, Defect::WrongRange))?;
         Ok(BlobBody {
@@ -70,7 +94,7 @@ impl Inner {
             response,
             position: span.start,
             span,
-            _permit: permit,
+            turn: DownloadTurn::new(turn),
         })
     }
 
@@ -121,8 +145,14 @@ impl BlobBody {
     /// # Cancel safety
     /// Dropping the future loses no bytes.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
-        let idle = self.inner.timeouts.idle;
-        let chunk = match tokio::time::timeout(idle, self.response.chunk()).await {
+        let idle = Instant::now() + self.inner.timeouts.idle;
+        let until = self.turn.due().map_or(idle, |due| due.min(idle));
+        let mut chunk = tokio::time::timeout_at(until, self.response.chunk()).await;
+        self.turn.make_room(&self.inner.turns);
+        if chunk.is_err() && until < idle {
+            chunk = tokio::time::timeout_at(idle, self.response.chunk()).await;
+        }
+        let chunk = match chunk {
             Err(_) => Err(self.inner.unavailable(Outage::Stalled)),
             Ok(Err(_)) => Err(self.inner.unavailable(Outage::Interrupted)),
             Ok(Ok(Some(chunk))) => self.accept(chunk).map(Some),
@@ -134,6 +164,11 @@ impl BlobBody {
         chunk.inspect_err(|error| self.inner.note_broken_body(error))
     }
 
+    /// Whether it has made room for others, so that there may be many such at a time.
+    pub fn is_lasting(&self) -> bool {
+        self.turn.is_lasting()
+    }
+
     fn accept(&mut self, chunk: Bytes) -> Result<Bytes, FetchError> {
         self.inner.metrics.count_received(chunk.len());
         self.position = self.position.saturating_add(chunk.len() as u64);
@@ -142,6 +177,12 @@ impl BlobBody {
         }
         Ok(chunk)
     }
+}
+
+fn open_request(repository: &RepositoryName, digest: &Digest, offset: u64) -> Request {
+    let subject = Arc::new(Subject::Blob(repository.clone(), *digest));
+    let range = (offset > 0).then(|| format!("bytes={offset}-"));
+    request(Kind::Blob, subject, repository, digest, range)
 }
 
 fn request(

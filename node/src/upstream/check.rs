@@ -85,6 +85,12 @@ pub enum Problem {
     /// A number or duration that must not be zero.
     #[error("must not be zero")]
     Zero,
+    /// A bound that another one makes meaningless.
+    #[error("must not be less than {than}")]
+    Less {
+        /// The other key.
+        than: &'static str,
+    },
 }
 
 impl UpstreamConfig {
@@ -120,6 +126,13 @@ impl UpstreamConfig {
             .map_err(|(key, problem)| at(key, problem))?;
         if self.max_requests == 0 {
             return Err(at("max_requests", Problem::Zero));
+        }
+        if self
+            .max_downloads
+            .is_some_and(|most| most < self.max_requests)
+        {
+            let than = "max_requests";
+            return Err(at("max_downloads", Problem::Less { than }));
         }
         let Timeouts {
             connect,

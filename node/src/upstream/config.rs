@@ -55,8 +55,13 @@ pub struct UpstreamConfig {
     pub fallback: Vec<Url>,
     /// How long to wait for what.
     pub timeouts: Timeouts,
-    /// Requests at a time, default 64. Too small queues layers, too large looks like abuse.
+    /// Requests at a time, default 64. Too small queues layers, too large looks like abuse. A
+    /// download that lasts longer than two seconds makes room for others: see `max_downloads`.
     pub max_requests: usize,
+    /// Downloads at a time, those that have made room for others included; absent means eight
+    /// times `max_requests`. As many as `max_requests`: none makes room, so that the upstream sees
+    /// no more than those at a time, and who waits longer than clients do gets an error.
+    pub max_downloads: Option<usize>,
     /// `host` or `host:port` that redirects may reach although its address is private.
     pub redirect_hosts: Vec<String>,
     /// `host` or `host:port` of token services that get the credentials although they are on
@@ -85,6 +90,7 @@ impl Default for UpstreamConfig {
             fallback: Vec::new(),
             timeouts: Timeouts::default(),
             max_requests: DEFAULT_MAX_REQUESTS,
+            max_downloads: None,
             redirect_hosts: Vec::new(),
             token_hosts: Vec::new(),
             enabled: true,
@@ -487,6 +493,10 @@ mod tests {
         (
             "a: {max_requests: 0}",
             "upstreams.a.max_requests: must not be zero",
+        ),
+        (
+            "a: {max_downloads: 63}",
+            "upstreams.a.max_downloads: must not be less than max_requests",
         ),
         (
             "a: {timeouts: {idle: 0}}",

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use reqwest::Response;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Inner;
@@ -21,6 +20,7 @@ use super::endpoint::{Admission, Closed, Endpoint};
 use super::error::{Defect, FetchError, Outage, Subject};
 use super::metrics::Outcome;
 use super::status::LastError;
+use super::turns::Turn;
 
 /// Rounds after the first: together with the pauses a hiccup of about a second is bridged.
 const RETRIES: usize = 2;
@@ -35,7 +35,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) response: Response,
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) turn: Turn,
 }
 
 impl Inner {
@@ -50,7 +50,28 @@ impl Inner {
         request: &Request,
         deadline: Instant,
     ) -> Result<Answer, FetchError> {
-        let permit = self.permit(deadline).await?;
+        let turn = self.turns.take(request.is_for_blob());
+        let turn = tokio::time::timeout_at(deadline, turn).await;
+        let turn = turn.map_err(|_| FetchError::Busy {
+            upstream: self.name.clone(),
+            limit: self.turns.max_requests(),
+        })?;
+        self.fetch_in(turn, request, deadline).await
+    }
+
+    /// Sends `request`, whose turn it is, until it is answered, refused for good, or the deadline
+    /// is near.
+    ///
+    /// # Errors
+    /// The primary URL's last word.
+    /// # Cancel safety
+    /// Dropping the future ends the request that is under way.
+    pub(super) async fn fetch_in(
+        &self,
+        turn: Turn,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Answer, FetchError> {
         let mut pauses = ExponentialBuilder::new()
             .with_min_delay(FIRST_PAUSE)
             .with_max_delay(LONGEST_PAUSE)
@@ -61,7 +82,7 @@ impl Inner {
         let mut useless = vec![false; self.endpoints.len()];
         loop {
             let error = match self.round(request, deadline, &mut useless).await {
-                Ok(response) => return Ok(Answer { response, permit }),
+                Ok(response) => return Ok(Answer { response, turn }),
                 Err(error) => error,
             };
             let pause = pauses.next().filter(|_| is_passing(&error));
@@ -77,16 +98,6 @@ impl Inner {
             };
             tokio::time::sleep_until(wake).await;
         }
-    }
-
-    async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, FetchError> {
-        let acquired = tokio::time::timeout_at(deadline, self.slots.clone().acquire_owned()).await;
-        let busy = || FetchError::Busy {
-            upstream: self.name.clone(),
-            limit: self.max_requests,
-        };
-        // The semaphore is never closed, so the inner error cannot occur.
-        acquired.ok().and_then(Result::ok).ok_or_else(busy)
     }
 
     /// Asks the endpoints in order; the error is the primary's.

@@ -25,10 +25,12 @@ pub struct Status {
     pub credential: CredentialId,
     /// Whether it counts as away: all breakers are open or the last attempt failed.
     pub away: bool,
-    /// Requests under way, bodies included.
+    /// Requests under way, bodies included, without downloads that have made room for others.
     pub in_flight: usize,
     /// Most requests that may be under way.
     pub max_requests: usize,
+    /// Downloads that last and have made room for others.
+    pub lasting_downloads: usize,
     /// The primary URL and the fallbacks, in order.
     pub endpoints: Vec<EndpointStatus>,
     /// The last failure, also when it is over.
@@ -77,10 +79,9 @@ impl Inner {
             name: self.name.as_ref().to_owned(),
             credential: self.credential.clone(),
             away: self.is_away(),
-            in_flight: self
-                .max_requests
-                .saturating_sub(self.slots.available_permits()),
-            max_requests: self.max_requests,
+            in_flight: self.turns.requests(),
+            max_requests: self.turns.max_requests(),
+            lasting_downloads: self.turns.lasting(),
             endpoints: self.endpoints.iter().map(endpoint_status).collect(),
             last_error: self.last_error.lock().clone(),
         }

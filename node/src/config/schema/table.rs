@@ -287,6 +287,7 @@ pub(in crate::config) const KEYS: &[Key] = &[
     own("upstreams.*.timeouts.response", Value),
     own("upstreams.*.timeouts.idle", Value),
     own("upstreams.*.max_requests", Value),
+    own("upstreams.*.max_downloads", Value),
     own("upstreams.*.redirect_hosts", List),
     own("upstreams.*.token_hosts", List),
     own("upstreams.*.enabled", Value),
