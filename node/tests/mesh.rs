@@ -169,6 +169,33 @@ async fn a_tag_costs_a_fleet_one_head_and_one_get() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_split_has_healed_both_sides_say_what_the_upstream_says_now() {
+    for who_sees_it_first in [0, 1] {
+        let mesh = Mesh::strangers(&["a", "a"]).await;
+        let old = mesh.content.add(b"{\"old\":1}".to_vec());
+        let new = mesh.content.add(b"{\"new\":1}".to_vec());
+        mesh.content.tag("v1", &old);
+        let before = mesh.nodes[0].manifest("v1").await.expect("resolved");
+        mesh.content.tag("v1", &new);
+        let after = mesh.nodes[1].manifest("v1").await.expect("resolved");
+        assert_ne!(before, after, "two sides, two answers");
+        let newest = mesh.content.add(b"{\"newest\":1}".to_vec());
+        mesh.content.tag("v1", &newest);
+        // A record's time is in whole seconds.
+        mesh.next_second().await;
+        mesh.introduce();
+        let first = &mesh.nodes[who_sees_it_first];
+        first.members.heal();
+        let answer = prompt(first.manifest("v1")).await.expect("resolved");
+        assert_eq!(answer, b"{\"newest\":1}");
+        let other = &mesh.nodes[1 - who_sees_it_first];
+        other.members.heal();
+        let answer = prompt(other.manifest("v1")).await.expect("resolved");
+        assert_eq!(answer, b"{\"newest\":1}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tag_is_remembered_for_a_node_that_never_asked_while_the_upstream_is_away() {
     let mesh = Mesh::start(&["a"; 4]).await;
     let manifest = br#"{"schemaVersion":2,"layers":[]}"#.to_vec();

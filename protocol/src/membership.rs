@@ -14,6 +14,8 @@
 //!   says is not.
 //! - Who was known is dialled for a day, so that a split heals from either side.
 //! - A node that was stopped itself blames nobody for the silence.
+//! - One that was dead and comes back as the same run was cut off: a split has healed, and what
+//!   either side believed meanwhile may contradict the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -78,6 +80,7 @@ pub struct Membership {
     denied: BTreeSet<NodeId>,
     cuts: BTreeSet<NodeId>,
     changed: bool,
+    healed: Option<Instant>,
 }
 
 /// Somebody who belongs to the cluster.
@@ -154,6 +157,7 @@ impl Membership {
             denied: BTreeSet::new(),
             cuts: BTreeSet::new(),
             changed: false,
+            healed: None,
         }
     }
 
@@ -201,6 +205,11 @@ impl Membership {
         &self.denied
     }
 
+    /// Returns when this node last came together again with others that had gone on without it.
+    pub fn healed(&self) -> Option<Instant> {
+        self.healed
+    }
+
     /// Whether everybody whom this node has heard of was either heard or tried in vain.
     pub fn is_settled(&self) -> bool {
         let known = self.acquaintances.iter();
@@ -245,9 +254,15 @@ impl Membership {
         {
             return Heard::Stale;
         }
+        let was_cut_off = known.is_cut_off(&announcement);
         let denials_changed = known.hear(&announcement, now);
         match announcement.presence {
-            Presence::Here => self.admit(from, announcement, now),
+            Presence::Here => {
+                self.admit(from, announcement, now);
+                if was_cut_off {
+                    self.healed = Some(now);
+                }
+            }
             Presence::Leaving => self.changed |= self.members.remove(&from).is_some(),
         }
         if denials_changed {
@@ -334,6 +349,11 @@ impl Membership {
             for member in self.members.values_mut() {
                 member.heard += gap;
             }
+        }
+        // Meanwhile the others have gone on without this node.
+        if gap > DEAD_AFTER && !self.members.is_empty() {
+            self.healed = Some(now);
+            self.changed = true;
         }
         let ids: Vec<NodeId> = self.members.keys().copied().collect();
         for id in ids {
@@ -579,6 +599,47 @@ mod tests {
         assert_eq!(membership.members().count(), 0);
         membership.handle_announcement(OTHER, announcement(3, 0), now);
         assert_eq!(membership.members().count(), 1);
+    }
+
+    /// Lets `membership` hear nothing until whoever was a member is dead.
+    fn silence(membership: &mut Membership, now: &mut Instant) {
+        let end = *now + DEAD_AFTER;
+        while *now < end {
+            *now += TICK_EVERY;
+            membership.handle_tick(*now);
+        }
+        assert_eq!(membership.members().count(), 0);
+    }
+
+    #[test]
+    fn who_comes_back_from_the_dead_as_the_same_run_was_cut_off() {
+        let (mut membership, mut now) = start();
+        membership.handle_announcement(OTHER, announcement(2, 1), now);
+        assert_eq!(membership.healed(), None, "a new member");
+        silence(&mut membership, &mut now);
+        membership.handle_announcement(OTHER, announcement(2, 9), now);
+        assert_eq!(membership.healed(), Some(now));
+        let healed = now;
+        now += TICK_EVERY;
+        membership.handle_announcement(OTHER, announcement(2, 10), now);
+        assert_eq!(membership.healed(), Some(healed), "once");
+        silence(&mut membership, &mut now);
+        membership.handle_announcement(OTHER, announcement(3, 1), now);
+        assert_eq!(membership.healed(), Some(healed), "it was started anew");
+    }
+
+    #[test]
+    fn who_was_stopped_for_long_was_cut_off_itself() {
+        let (mut membership, now) = start();
+        let stopped = now + DEAD_AFTER * 2;
+        membership.handle_tick(stopped);
+        assert_eq!(membership.healed(), None, "it was alone");
+        membership.handle_announcement(OTHER, announcement(2, 1), stopped);
+        membership.handle_tick(stopped + SUSPECT_AFTER);
+        assert_eq!(membership.healed(), None, "nobody gave it up so soon");
+        let awake = stopped + DEAD_AFTER * 2;
+        membership.handle_tick(awake);
+        assert_eq!(membership.healed(), Some(awake));
     }
 
     #[test]

@@ -278,7 +278,8 @@ impl Driver {
             let members = self
                 .publisher
                 .members(&self.me, &self.addresses, &self.membership);
-            self.publisher.publish(members).await;
+            let healed = self.membership.healed();
+            self.publisher.publish(members, healed).await;
             self.publish_status();
         }
         let nobody_else = self.progress.alone || self.progress.joining.leads_nowhere_else();

@@ -104,17 +104,22 @@ impl Publisher {
     }
 
     /// Replaces the view.
-    pub(super) async fn publish(&mut self, members: Vec<Member>) {
+    pub(super) async fn publish(&mut self, members: Vec<Member>, healed: Option<Instant>) {
         let before = self.shared.view.load_full();
         let placement = placement(before.placement(), &members).await;
-        self.replace(&before, members, placement);
+        self.replace(&before, members, (placement, healed));
         self.current = true;
     }
 
-    fn replace(&self, before: &View, members: Vec<Member>, placement: Arc<Placement>) {
+    fn replace(
+        &self,
+        before: &View,
+        members: Vec<Member>,
+        (placement, healed): (Arc<Placement>, Option<Instant>),
+    ) {
         let number = before.number() + 1;
         let me = (before.me(), before.zone());
-        let view = View::with_placement(number, me, members, placement);
+        let view = View::with_placement(number, me, members, placement).healed_at(healed);
         log_changes(before, &view);
         let alive = 1 + view.live().count();
         let suspect = view.members().len().saturating_sub(alive);
@@ -168,7 +173,7 @@ impl Publisher {
         let before = self.shared.view.load_full();
         let members = vec![self.myself(me, addresses, 0)];
         let placement = Arc::new(Placement::new(seats(&members)));
-        self.replace(&before, members, placement);
+        self.replace(&before, members, (placement, before.healed()));
         let status = (**self.shared.status.load()).clone();
         let members = status.members.iter().filter(|member| member.id == me.id);
         self.shared.status.store(Arc::new(Status {

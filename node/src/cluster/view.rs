@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::placement::{Key, Placement, Seat};
@@ -18,6 +19,7 @@ pub struct View {
     members: Vec<Member>,
     /// Shared by all views with the same seats.
     placement: Arc<Placement>,
+    healed: Option<Instant>,
 }
 
 /// A node of the cluster.
@@ -77,7 +79,18 @@ impl View {
             zone: zone.to_owned(),
             members,
             placement,
+            healed: None,
         }
+    }
+
+    /// Returns the view of a node that came together again with others at this time.
+    pub fn healed_at(self, healed: Option<Instant>) -> Self {
+        Self { healed, ..self }
+    }
+
+    /// Returns when this node last came together again with others that had gone on without it.
+    pub fn healed(&self) -> Option<Instant> {
+        self.healed
     }
 
     /// Returns the number of the view; later ones have greater numbers.

@@ -135,6 +135,11 @@ impl Neighbours {
         });
     }
 
+    /// Returns how long ago a split of the cluster healed, as this node saw it.
+    pub(super) fn healed(&self) -> Option<Duration> {
+        self.view().healed().map(|healed| healed.elapsed())
+    }
+
     /// Returns as what this node has to act for a key, at least in `rank`.
     pub(super) fn rank(&self, key: Key, rank: Rank) -> Rank {
         let view = self.view();

@@ -33,6 +33,15 @@ impl Policy {
             Self::Always => Duration::ZERO,
         }
     }
+
+    /// Returns the policy when a split of the cluster has healed so long ago: either side may have
+    /// learnt since the other's last check that the tag moves, so what is older is due.
+    pub(super) fn after_healing(self, healed: Option<Duration>) -> Self {
+        match (self, healed) {
+            (Self::Ttl(ttl), Some(healed)) => Self::Ttl(ttl.min(healed)),
+            (policy, _) => policy,
+        }
+    }
 }
 
 /// What a record is worth now.
@@ -176,6 +185,18 @@ mod tests {
         assert_eq!(of("corp", "team/app", "nightly-1"), Policy::Always);
         assert_eq!(of("corp", "team/app", "latest"), minute);
         assert_eq!(of("docker.io", "release/app", "latest"), minute);
+    }
+
+    #[test]
+    fn a_healed_split_makes_older_answers_due() {
+        let ttl = |seconds| Policy::Ttl(Duration::from_secs(seconds));
+        let healed = Some(Duration::from_secs(5));
+        assert_eq!(ttl(60).after_healing(healed), ttl(5));
+        assert_eq!(ttl(3).after_healing(healed), ttl(3));
+        assert_eq!(ttl(60).after_healing(None), ttl(60));
+        for policy in [Policy::Immutable, Policy::Always] {
+            assert_eq!(policy.after_healing(healed), policy);
+        }
     }
 
     #[test]

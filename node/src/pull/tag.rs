@@ -123,7 +123,8 @@ impl Tags {
 
     fn policy(&self, origin: &Origin, tag: &Tag) -> Policy {
         let policies = &self.shared.policies;
-        policies.of(origin.upstream.name(), &origin.repository, tag)
+        let policy = policies.of(origin.upstream.name(), &origin.repository, tag);
+        policy.after_healing(self.healed())
     }
 
     /// Returns what a tag points to and how old that is, for a node whose home of it this is.
@@ -139,6 +140,11 @@ impl Tags {
         max_age: Duration,
     ) -> Result<(Digest, Duration), PullError> {
         let asked = Instant::now();
+        let max_age = match (self.policy(origin, tag), self.healed()) {
+            // A node for which no split has healed yet may ask for less.
+            (Policy::Ttl(_), Some(healed)) => max_age.min(healed),
+            _ => max_age,
+        };
         if let Some((digest, age)) = self.recall(origin, tag).await
             && age <= max_age
         {
@@ -150,6 +156,10 @@ impl Tags {
             // Everybody has to ask for the bytes.
             Stated::Unverifiable(_) => Err(PullError::Unconfigured),
         }
+    }
+
+    fn healed(&self) -> Option<Duration> {
+        self.shared.neighbours.as_ref()?.healed()
     }
 
     /// Returns what this node last knew of a tag, and the time since then.

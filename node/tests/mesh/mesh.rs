@@ -84,6 +84,15 @@ impl Given {
         }
     }
 
+    /// Lets the node see that a split has just healed.
+    pub(crate) fn heal(&self) {
+        let mut view = self.view.lock();
+        let healed = View::clone(&view).healed_at(Some(std::time::Instant::now()));
+        *view = Arc::new(healed);
+        drop(view);
+        self.number.send_modify(|number| *number += 1);
+    }
+
     pub(crate) fn set(&self, members: Vec<Member>) {
         let mut view = self.view.lock();
         *view = Arc::new(View::of(view.me(), view.zone(), members));
@@ -291,6 +300,20 @@ impl Mesh {
     pub(crate) fn gets(&self, part: &str) -> usize {
         let seen = self.upstream.seen(part);
         seen.iter().filter(|seen| seen.method == "GET").count()
+    }
+
+    /// Waits until the clock shows another second.
+    pub(crate) async fn next_second(&self) {
+        let second = || {
+            std::time::UNIX_EPOCH
+                .elapsed()
+                .expect("after 1970")
+                .as_secs()
+        };
+        let begun = second();
+        while second() == begun {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub(crate) fn heads(&self, part: &str) -> usize {

@@ -34,6 +34,8 @@ pub(super) struct Acquaintance {
     pub(super) denies: Vec<NodeId>,
     /// When it was last heard or connected, or first heard of.
     pub(super) seen: Instant,
+    /// Whether it was a member until it was silent for too long.
+    dead: bool,
     /// When its last connection broke, until it is back.
     pub(super) lost: Option<Instant>,
     pub(super) link: Link,
@@ -62,6 +64,7 @@ impl Acquaintance {
             left: false,
             denies: Vec::new(),
             seen: now,
+            dead: false,
             lost: None,
             link: Link::soon(first, now),
             failures: 0,
@@ -73,6 +76,7 @@ impl Acquaintance {
         self.last = Some((announcement.generation, announcement.sequence));
         self.instance = announcement.instance;
         self.left = announcement.presence == Presence::Leaving;
+        self.dead = false;
         self.addresses.clone_from(&announcement.addresses);
         self.seen = now;
         let changed = self.denies != announcement.denied;
@@ -111,8 +115,15 @@ impl Acquaintance {
     /// It is no member any more; it will be tried now and then.
     pub(super) fn bury(&mut self, now: Instant) {
         self.lost = None;
+        self.dead = true;
         let next = now + STRANGER_PAUSE;
         self.link = Link::Idle { next };
+    }
+
+    /// Whether what it says now shows that it went on while it was taken for dead.
+    pub(super) fn is_cut_off(&self, announcement: &Announcement) -> bool {
+        let same_run = |(generation, _)| generation == announcement.generation;
+        self.dead && self.last.is_some_and(same_run)
     }
 
     /// Whether it is to be dialled.
