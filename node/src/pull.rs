@@ -150,6 +150,7 @@ impl Puller {
             cluster.map(|(members, peers)| Neighbours::new(members, peers, config.holds_patience));
         if let Some(neighbours) = &neighbours {
             neighbours.follow(tasks);
+            store.keep_room(Arc::new(neighbours.clone()), tasks);
         }
         let replicas = neighbours
             .clone()

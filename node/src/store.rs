@@ -14,6 +14,7 @@ mod account;
 mod buffers;
 mod changes;
 mod config;
+mod custody;
 mod error;
 mod eviction;
 mod index;
@@ -27,7 +28,7 @@ mod sidecar;
 mod space;
 mod tags;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,11 +42,12 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use rangemap::RangeSet;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use buffers::{Buffer, Buffers, LARGE_BYTES, SMALL_BYTES};
 pub use changes::{Change, Changes, Missed, Shelf};
 pub use config::Config;
+pub use custody::Custody;
 pub use error::StoreError;
 pub use links::Record;
 pub use part::{Part, PartWriter};
@@ -57,6 +59,7 @@ pub use tags::{TagName, TagRecord};
 use crate::task::Tasks;
 use account::Counted;
 use changes::Announcer;
+use custody::Spared;
 use error::FileContext;
 use eviction::Pin;
 use index::{BlobRecord, Index, Opened};
@@ -90,6 +93,12 @@ struct Inner {
     suspended: Mutex<HashMap<Digest, Suspended>>,
     /// Held while one caller evicts, so that two do not evict for the same need.
     eviction: Mutex<()>,
+    /// Tells that a fill has taken room.
+    scarce: Notify,
+    /// What this node says that it has not, because it is about to go.
+    withdrawn: Mutex<HashSet<Digest>>,
+    /// What no other node is known to have.
+    spared: Mutex<Spared>,
     /// Numbers files that have no name of their own.
     scratches: AtomicU64,
     /// Held while a sidecar is read, changed and written.
@@ -327,6 +336,9 @@ impl Inner {
             counted: Mutex::new(counted),
             suspended: Mutex::default(),
             eviction: Mutex::default(),
+            scarce: Notify::default(),
+            withdrawn: Mutex::default(),
+            spared: Mutex::default(),
             scratches: AtomicU64::default(),
             sidecars: Mutex::default(),
             index_ready: watch::Sender::new(false),
@@ -474,6 +486,7 @@ impl Inner {
             blob_bytes: taken.blobs,
             growing_bytes: taken.growing,
             suspended_bytes: taken.suspended,
+            spared_bytes: self.spared.lock().bytes(),
             max_bytes: limits.max_size,
             min_free_bytes: limits.min_free,
             free_bytes: Disk::of(self.layout.root()).map(|disk| disk.free).ok(),
@@ -557,6 +570,8 @@ pub struct Status {
     pub growing_bytes: u64,
     /// Bytes of parts that wait to be continued.
     pub suspended_bytes: u64,
+    /// Bytes of blobs that no other node of the cluster was known to have when room was sought.
+    pub spared_bytes: u64,
     /// Most bytes that all of these may take.
     pub max_bytes: u64,
     /// Free bytes that the file system keeps.
@@ -595,6 +610,11 @@ impl prometheus_client::collector::Collector for Gauges {
                 "suspended_bytes",
                 "Bytes of parts that wait",
                 status.suspended_bytes,
+            ),
+            (
+                "spared_bytes",
+                "Bytes of blobs that no other node was known to have",
+                status.spared_bytes,
             ),
             (
                 "max_bytes",

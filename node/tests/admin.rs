@@ -144,6 +144,7 @@ fn suffering() -> NodeStatus {
             blob_bytes: 199_000_000_000,
             growing_bytes: 256_000_000,
             suspended_bytes: 0,
+            spared_bytes: 0,
             max_bytes: 200_000_000_000,
             min_free_bytes: 10_000_000_000,
             free_bytes: Some(9_000_000_000),

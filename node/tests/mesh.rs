@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use liar::Liar;
-use mesh::Mesh;
+use mesh::{Mesh, Settings};
 use millrace::peer::Members;
-use millrace::pull::{self, PullError, Source};
+use millrace::pull::{PullError, Source};
 use millrace::upstream::FetchError;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::placement::Key;
@@ -258,11 +258,9 @@ async fn a_manifest_is_promised_only_with_its_blobs_in_the_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_owner_keeps_a_copy_where_that_is_wanted() {
-    let config = pull::Config {
-        replicas: 2,
-        ..pull::Config::default()
-    };
-    let mesh = Mesh::strangers_with(&["a"; 4], config).await;
+    let mut settings = Settings::default();
+    settings.pull.replicas = 2;
+    let mesh = Mesh::strangers_with(&["a"; 4], settings).await;
     mesh.introduce();
     let digest = mesh.content.add(noise(7, 2));
     let order = mesh.by_walk(&digest);

@@ -157,6 +157,12 @@ fn render_store(page: &mut Page, store: &store::Status) {
             bytes(store.suspended_bytes),
         ));
     }
+    if store.spared_bytes > 0 {
+        page.line(format!(
+            "           {} that no other node was found to have",
+            bytes(store.spared_bytes),
+        ));
+    }
     if store
         .free_bytes
         .is_some_and(|free| free < store.min_free_bytes)

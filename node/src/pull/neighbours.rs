@@ -9,8 +9,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::Key;
@@ -23,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::cluster::{Member, View};
 use crate::peer::{Members, PeerError, Peers};
+use crate::store::Custody;
 use crate::task::Tasks;
 
 use super::directory::{Directory, HoldingsStatus, Word};
@@ -294,7 +296,7 @@ impl Neighbours {
             let mut members = self.usable(&view);
             !members.any(|member| self.word(&view, &member.id, key) == Word::Holds)
         });
-        let mut held: HashSet<Digest> = HashSet::new();
+        let mut held = HashSet::new();
         for part in missing.chunks(MAX_ASKED_DIGESTS) {
             let questions = self.usable(&view).map(|member| {
                 let unknown = part.iter().filter(|digest| {
@@ -304,15 +306,35 @@ impl Neighbours {
                 (member, unknown.copied().collect::<Vec<Digest>>())
             });
             let questions = questions.filter(|(_, unknown)| !unknown.is_empty());
-            let mut answers = self.put(&view, questions.collect(), false);
-            while let Some((_, asked, holdings)) = answers.next().await {
-                let answered = asked.iter().zip(holdings);
-                let whole = answered.filter(|(_, holding)| *holding == Holding::Whole);
-                held.extend(whole.map(|(digest, _)| digest));
-            }
+            held.extend(self.whole(&view, questions.collect()).await);
         }
         missing.retain(|digest| !held.contains(digest));
         missing
+    }
+
+    /// Returns those of `digests` that a member has now, by its own word: one that keeps a seat,
+    /// because others come and go.
+    async fn elsewhere(&self, digests: Vec<Digest>) -> HashSet<Digest> {
+        let view = self.view();
+        let mut held = HashSet::new();
+        for part in digests.chunks(MAX_ASKED_DIGESTS) {
+            let stay = self.usable(&view).filter(|member| member.weight > 0);
+            let questions = stay.map(|member| (member, part.to_vec())).collect();
+            held.extend(self.whole(&view, questions).await);
+        }
+        held
+    }
+
+    /// Puts questions, and returns what somebody has the whole of.
+    async fn whole(&self, view: &View, questions: Vec<(&Member, Vec<Digest>)>) -> HashSet<Digest> {
+        let mut held = HashSet::new();
+        let mut answers = self.put(view, questions, false);
+        while let Some((_, asked, holdings)) = answers.next().await {
+            let answered = asked.into_iter().zip(holdings);
+            let whole = answered.filter(|(_, holding)| *holding == Holding::Whole);
+            held.extend(whole.map(|(digest, _)| digest));
+        }
+        held
     }
 
     /// Puts the nearest first, of these the least busy, and keeps as many as are tried.
@@ -378,6 +400,13 @@ impl Neighbours {
         }
         let round_trip = self.peers.round_trip(&member.id).unwrap_or_default();
         (round_trip * HOLDS_ROUND_TRIPS).clamp(self.holds_patience, self.holds_patience * 4)
+    }
+}
+
+impl Custody for Neighbours {
+    fn elsewhere(&self, digests: Vec<Digest>) -> BoxFuture<'static, HashSet<Digest>> {
+        let neighbours = self.clone();
+        async move { neighbours.elsewhere(digests).await }.boxed()
     }
 }
 

@@ -158,7 +158,7 @@ impl Shared {
         // A store that cannot be read cannot serve either.
         let missing = missing.unwrap_or_else(|_| digests.clone());
         let holding = |digest: &Digest| {
-            if !missing.contains(digest) {
+            if !missing.contains(digest) && !inner.store.is_withdrawn(digest) {
                 return Holding::Whole;
             }
             let Some(transfer) = inner.fillers.table.get(digest) else {

@@ -1,7 +1,8 @@
 //! Making room: what was not used for longest goes first, and what is being read never.
 //!
-//! Suspended parts go before blobs. This room decides order and safety; the account of bytes is
-//! kept in `space`.
+//! Suspended parts go before blobs, and last copies of a cluster after all others. This waits for
+//! nobody: the bound of the disk holds whatever other nodes have. The account of bytes is kept in
+//! `space`, room ahead of need in `custody`.
 
 use std::sync::Arc;
 
@@ -23,16 +24,26 @@ impl Inner {
             });
         }
         let fits = || -> Result<bool, StoreError> {
-            Ok(self
+            let fits = self
                 .space
-                .try_grow(needed, Disk::of(self.layout.root())?.free))
+                .try_grow(needed, Disk::of(self.layout.root())?.free);
+            if fits {
+                self.scarce.notify_one();
+            }
+            Ok(fits)
         };
         if fits()? {
             return Ok(());
         }
         let _one_at_a_time = self.eviction.lock();
         self.flush_touched()?;
-        let mut victims = self.index.least_recent();
+        let is_spared = |digest: &Digest| self.spared.lock().contains(digest);
+        let last_copies = std::iter::once_with(|| self.index.least_recent()).flatten();
+        let mut victims = self
+            .index
+            .least_recent()
+            .filter(|digest| !is_spared(digest))
+            .chain(last_copies.filter(is_spared));
         while !fits()? {
             if self.evict_suspended()? {
                 continue;
@@ -72,18 +83,22 @@ impl Inner {
         Ok(true)
     }
 
-    /// Removes a blob unless it is being read.
-    fn evict(&self, digest: &Digest) -> Result<(), StoreError> {
+    /// Removes a blob unless it is being read. Returns whether it is gone.
+    pub(super) fn evict(&self, digest: &Digest) -> Result<bool, StoreError> {
         // Readers pin under this lock before they open the file, so none can slip in between.
         let pins = self.pins.lock();
         if pins.contains_key(digest) {
-            return Ok(());
+            return Ok(false);
         }
+        let is_last = self.spared.lock().contains(digest);
         self.remove_blob(digest)?;
         drop(pins);
         self.metrics.evicted_blobs.inc();
-        tracing::debug!(blob.digest = %digest, "evicted");
-        Ok(())
+        if is_last {
+            self.metrics.evicted_last_copies.inc();
+        }
+        tracing::debug!(blob.digest = %digest, is_last, "evicted");
+        Ok(true)
     }
 
     /// Removes a blob's files and index entries; others hear of it first.
@@ -94,6 +109,7 @@ impl Inner {
             self.announcer.announce(Change::Came(*digest));
         }
         removed?;
+        self.spared.lock().remove(digest);
         layout::remove(&self.layout.sidecar(digest))?;
         self.forget(digest)
     }

@@ -9,6 +9,8 @@ pub(super) struct Metrics {
     pub(super) committed_blobs: Counter,
     pub(super) committed_bytes: Counter,
     pub(super) evicted_blobs: Counter,
+    pub(super) evicted_elsewhere: Counter,
+    pub(super) evicted_last_copies: Counter,
     pub(super) evicted_parts: Counter,
 }
 
@@ -29,6 +31,16 @@ impl Metrics {
                 "evicted_blobs",
                 "Blobs removed to make room",
                 &self.evicted_blobs,
+            ),
+            (
+                "evicted_elsewhere",
+                "Of these, those that another node was known to have",
+                &self.evicted_elsewhere,
+            ),
+            (
+                "evicted_last_copies",
+                "Of these, those that no other node was known to have",
+                &self.evicted_last_copies,
             ),
             (
                 "evicted_parts",

@@ -105,6 +105,18 @@ impl Space {
         *self.taken.lock()
     }
 
+    /// Returns how many bytes have to go so that `ahead` more would fit.
+    pub(super) fn lacking(&self, ahead: u64, free: u64) -> u64 {
+        let taken = self.taken();
+        let total = taken.blobs + taken.growing + taken.suspended;
+        let by_size = total.saturating_add(ahead);
+        let by_disk = self.limits.min_free.saturating_add(ahead);
+        let free = free.saturating_sub(taken.unallocated);
+        by_size
+            .saturating_sub(self.limits.max_size)
+            .max(by_disk.saturating_sub(free))
+    }
+
     pub(super) fn add_blob(&self, size: u64) {
         let mut taken = self.taken.lock();
         taken.blobs += size;
@@ -190,6 +202,15 @@ mod tests {
         assert!(!space.try_grow(60, 100));
         space.allocated(60);
         assert!(space.try_grow(60, 100));
+    }
+
+    #[test]
+    fn what_lacks_ahead_is_the_greater_of_both_bounds() {
+        let space = space(100, 10);
+        space.add_blob(90);
+        assert_eq!(space.lacking(5, 1_000), 0);
+        assert_eq!(space.lacking(15, 1_000), 5);
+        assert_eq!(space.lacking(15, 12), 13);
     }
 
     #[test]

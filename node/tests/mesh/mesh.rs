@@ -202,6 +202,23 @@ impl Node {
     }
 }
 
+/// What a test may want otherwise than usual.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) pull: pull::Config,
+    /// Bytes of each store.
+    pub(crate) max_size: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            pull: pull::Config::default(),
+            max_size: 256 * 1024 * 1024,
+        }
+    }
+}
+
 /// Nodes that know each other, and their upstream.
 pub(crate) struct Mesh {
     pub(crate) nodes: Vec<Node>,
@@ -227,18 +244,18 @@ impl Mesh {
 
     /// As [`Mesh::start`], but nobody knows anybody yet.
     pub(crate) async fn strangers(zones: &[&str]) -> Self {
-        Self::strangers_with(zones, pull::Config::default()).await
+        Self::strangers_with(zones, Settings::default()).await
     }
 
-    /// As [`Mesh::strangers`], with settings of the pull room.
-    pub(crate) async fn strangers_with(zones: &[&str], config: pull::Config) -> Self {
+    /// As [`Mesh::strangers`], with other settings.
+    pub(crate) async fn strangers_with(zones: &[&str], settings: Settings) -> Self {
         install_provider();
         let content = Content::default();
         let answers = content.clone();
         let upstream = Fake::start(move |seen| answers.answer(seen)).await;
         let mut nodes = Vec::new();
         for zone in zones {
-            nodes.push(node(zone, &upstream.url(), config.clone()).await);
+            nodes.push(node(zone, &upstream.url(), settings.clone()).await);
         }
         Self {
             nodes,
@@ -351,7 +368,7 @@ impl Extra {
     }
 }
 
-fn install_provider() {
+pub(crate) fn install_provider() {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         rustls::crypto::ring::default_provider()
@@ -384,7 +401,7 @@ fn patient() -> peer::Config {
     }
 }
 
-async fn node(zone: &str, upstream: &str, settings: pull::Config) -> Node {
+async fn node(zone: &str, upstream: &str, settings: Settings) -> Node {
     let (tasks, folder) = (Tasks::default(), TempDir::new().expect("a folder"));
     let identity = Identity::open(folder.path()).expect("an identity");
     let entries = serde_saphyr::from_str(&format!("corp: {{url: '{upstream}'}}"));
@@ -392,7 +409,7 @@ async fn node(zone: &str, upstream: &str, settings: pull::Config) -> Node {
     let upstreams = Upstreams::new(&config.expect("valid"), &tasks).expect("sets up");
     let store = store::Config {
         root: folder.path().join("store"),
-        max_size: Some(256 * 1024 * 1024),
+        max_size: Some(settings.max_size),
         min_free: Some(0),
     };
     let store = Store::open(&store, &tasks).await.expect("opens");
@@ -402,7 +419,7 @@ async fn node(zone: &str, upstream: &str, settings: pull::Config) -> Node {
     let neighbours = Some((cluster, peers.clone()));
     let config = pull::Config {
         holds_patience: PATIENCE,
-        ..settings
+        ..settings.pull
     };
     let puller = Puller::new(config, store.clone(), neighbours, &tasks);
     let supplier = Supplier::new(puller.clone(), upstreams.clone());
