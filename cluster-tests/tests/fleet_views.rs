@@ -120,6 +120,35 @@ async fn a_split_cluster_serves_in_both_halves_and_heals_by_itself() -> Result<(
 }
 
 #[tokio::test]
+async fn a_stampede_in_both_halves_goes_on_when_they_meet_again() -> Result<()> {
+    let net = Net::of(4).await?;
+    let scene = Scene::on(&net, Fleet::of(4)).await?;
+    net.split(&[0, 1], &[2, 3])?;
+    scene.fleet.agree_on(&[0, 1], &[0, 1]).await;
+    scene.fleet.agree_on(&[2, 3], &[2, 3]).await;
+    let slow = Then::healthy().rate(2 << 20);
+    scene.fake.on(When::get("/blobs/"), slow);
+    let (path, content) = blobs(&scene.fake, 0..1, 12 * MIB).remove(0);
+    let heal = async {
+        eventually("both halves fetch it", async || {
+            scene.fake.count("GET", "/blobs/") >= 2
+        })
+        .await;
+        net.heal()
+    };
+    let clients = scene.clients(&[0, 1, 2, 3], 4);
+    let (pulled, healed) =
+        futures_util::future::join(stampede(clients, &path, &content), heal).await;
+    healed?;
+    all(pulled)?;
+    // Each half had a home of its own, and neither is interrupted.
+    let sent = scene.fake.sent_bytes("/blobs/");
+    assert!(sent <= 2 * content.len() as u64, "{sent}");
+    scene.fleet.agree().await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_node_whose_clock_is_set_back_stays_and_comes_back() -> Result<()> {
     let clock = tempfile::tempdir()?;
     let file = clock.path().join("offset");

@@ -27,6 +27,8 @@ const EVERY_THIRD: usize = 3;
 
 /// How it went in one run.
 struct Storm {
+    /// About when the home had everything from the upstream.
+    first_client: Duration,
     last_client: Duration,
     last_first_byte: Duration,
     /// What the node that sent most has sent to others, in sizes of the blob.
@@ -154,6 +156,8 @@ impl Scene {
     async fn storm(&self, clients: Vec<Result<Pulled>>) -> Result<Storm> {
         let first_bytes = clients.iter().flatten().map(|client| client.first_byte);
         let last_first_byte = first_bytes.max().unwrap_or_default();
+        let last_bytes = clients.iter().flatten().map(|client| client.last_byte);
+        let first_client = last_bytes.min().unwrap_or_default();
         let last_client = all(clients)?;
         let mut most_sent = 0_f64;
         for node in self.fleet.running() {
@@ -167,6 +171,7 @@ impl Scene {
             .filter(|access| access.path == self.blob.path && matches!(access.status, 200 | 206));
         let left: u64 = of_the_blob.map(|access| access.body_bytes).sum();
         Ok(Storm {
+            first_client,
             last_client,
             last_first_byte,
             most_sent: most_sent / self.blob.size as f64,
@@ -201,6 +206,7 @@ fn figures(
         quality: runs.quality(),
     };
     let left = runs.spread(|storm| storm.left_upstream);
+    let first = runs.spread(|storm| storm.first_client.as_secs_f64());
     let late = runs.spread(|storm| storm.last_first_byte.as_secs_f64());
     let sent = runs.spread(|storm| storm.most_sent);
     let mut slowness = figure(
@@ -213,6 +219,7 @@ fn figures(
     vec![
         figure("bytes from upstream / size", left, Unit::Times, upstream),
         slowness,
+        figure("first client", first, Unit::Seconds, Target::None),
         figure("last first byte", late, Unit::Seconds, Target::None),
         figure(
             "most sent by one node / size",
