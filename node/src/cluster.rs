@@ -24,13 +24,14 @@ mod secrets;
 mod status;
 mod view;
 
+use std::fmt::Debug;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use millrace_protocol::membership::{Contact, Membership};
+use millrace_protocol::membership::{BudgetWord, Contact, Membership};
 use millrace_protocol::node_id::NodeId;
 use prometheus_client::registry::Registry;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -68,6 +69,18 @@ const MAX_COMMANDS: usize = 4;
 
 /// Changes of files that wait: each kind once.
 const MAX_RELOADED: usize = 2;
+
+/// Who knows of registries' rate limits, for the exchange with other members.
+pub trait Budgets: Debug + Send + Sync + 'static {
+    /// Returns what registries have told this node itself; nothing that is secret.
+    fn words(&self) -> Vec<BudgetWord>;
+
+    /// Counts what is to be told at once: another count means news.
+    fn refusals(&self) -> u64;
+
+    /// Takes in what registries have told the member `from`; must not block.
+    fn hear(&self, from: NodeId, words: Vec<BudgetWord>);
+}
 
 /// This node's part in the cluster; clones share it.
 #[derive(Clone, Debug)]
@@ -199,6 +212,12 @@ impl Cluster {
         member.map_or(0, |member| member.load)
     }
 
+    /// Exchanges rate limits with the other members from now on; the first one given counts.
+    pub fn share_budgets(&self, budgets: Arc<dyn Budgets>) {
+        // There is one upstream room in a node.
+        let _ = self.shared.budgets.set(budgets);
+    }
+
     /// Tells others how busy this node is: blobs on their way to it or from it.
     pub fn set_load(&self, load: u32) {
         self.shared.load.store(load, Ordering::Relaxed);
@@ -234,6 +253,7 @@ fn shared(me: &Me, listen: SocketAddr, metrics: Metrics) -> Shared {
         changes: watch::Sender::new(0),
         settled: watch::Sender::new(false),
         load: AtomicU32::new(0),
+        budgets: OnceLock::new(),
         metrics,
     }
 }

@@ -8,7 +8,8 @@
 //! `fetch` waits for its turn (`turns`) and chooses an endpoint; `attempt` authenticates (`challenge`,
 //! `token`, `credential`, within the bounds of `confine`) and follows redirects; `transport`
 //! carries each exchange, to strangers only at public addresses (`address`). `breaker` and
-//! `budget` remember, per `endpoint`, what the answers say about tomorrow.
+//! `budget` remember, per `endpoint`, what the answers say about tomorrow; `shared` exchanges
+//! budgets with other nodes.
 
 mod address;
 mod attempt;
@@ -28,6 +29,7 @@ mod listing;
 mod manifest;
 mod metrics;
 mod secret;
+mod shared;
 mod status;
 mod token;
 mod transport;

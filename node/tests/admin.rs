@@ -86,6 +86,7 @@ fn quiet(name: &str) -> upstream::Status {
             url: url.parse().expect("a URL"),
             breaker: upstream::BreakerState::Closed,
             allowance: None,
+            allowance_told: None,
             limited: None,
         }],
         last_error: None,
@@ -107,6 +108,7 @@ fn suffering() -> NodeStatus {
     hub.endpoints[0].limited = Some(upstream::LimitStatus {
         limit: upstream::Limit::Pulls,
         seconds_left: 42,
+        told: None,
     });
     hub.last_error = Some(upstream::LastError {
         at: SystemTime::UNIX_EPOCH,

@@ -15,6 +15,8 @@ use fake::{Fake, Reply, Seen};
 use millrace::task::Tasks;
 use millrace::upstream::error::{Defect, Outage};
 use millrace::upstream::{Config, FetchError, Limit, Upstream, Upstreams};
+use millrace_protocol::membership::BudgetWord;
+use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest, MediaType, Reference, RepositoryName};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -921,6 +923,88 @@ async fn the_deadline_is_kept() {
         "{:?}",
         began.elapsed()
     );
+}
+
+/// What another node says that was refused under this credential and as this source.
+fn refused_word(credential: &str, source: Option<&str>) -> BudgetWord {
+    BudgetWord {
+        upstream: "corp".to_owned(),
+        credential: credential.to_owned(),
+        source: source.map(str::to_owned),
+        allowance: None,
+        pulls_wait_ms: Some(60_000),
+        requests_wait_ms: None,
+    }
+}
+
+#[tokio::test]
+async fn a_limit_of_another_node_counts_for_who_is_counted_with_it() {
+    let other = NodeId::new([7; 32]);
+    let fake = Fake::start(|_| manifest().header("docker-ratelimit-source", "192.0.2.1")).await;
+    let upstreams = upstreams(&fake, "");
+    let upstream = upstreams.find("corp").expect("configured");
+    let same = [refused_word("anonymous", Some("192.0.2.1"))];
+    upstreams.hear_budgets(other, &same);
+    pull(&upstream)
+        .await
+        .expect("it does not know yet as whom it is counted");
+    for word in [
+        refused_word("anonymous", Some("192.0.2.2")),
+        refused_word("anonymous", None),
+        refused_word("another", Some("192.0.2.1")),
+    ] {
+        upstreams.hear_budgets(other, &[word]);
+        pull(&upstream).await.expect("that is somebody else's");
+    }
+    upstreams.hear_budgets(other, &same);
+    let error = pull(&upstream).await.expect_err("limited");
+    assert!(matches!(error, FetchError::RateLimited { .. }), "{error}");
+    assert_eq!(fake.seen("/manifests/").len(), 4);
+    assert!(
+        upstreams.budget_words().is_empty(),
+        "what is heard is not told on"
+    );
+}
+
+#[tokio::test]
+async fn an_account_is_counted_as_one_wherever_it_is_used() {
+    let fake = Fake::start(|_| manifest()).await;
+    let upstreams = upstreams(&fake, "username: ci, password: x");
+    let upstream = upstreams.find("corp").expect("configured");
+    let word = refused_word(upstream.credential().as_str(), None);
+    upstreams.hear_budgets(NodeId::new([7; 32]), &[word]);
+    let error = pull(&upstream).await.expect_err("limited");
+    assert!(matches!(error, FetchError::RateLimited { .. }), "{error}");
+    assert_eq!(fake.seen("/v2/").len(), 0);
+}
+
+#[tokio::test]
+async fn what_a_registry_tells_this_node_is_told_to_others_without_secrets() {
+    let fake = Fake::start(|_| {
+        Reply::new(429, "")
+            .header("retry-after", "7")
+            .header("ratelimit-remaining", "0;w=21600")
+            .header("docker-ratelimit-source", "192.0.2.1")
+    })
+    .await;
+    let upstreams = upstreams(&fake, "username: ci, password: hunter2");
+    let upstream = upstreams.find("corp").expect("configured");
+    assert!(upstreams.budget_words().is_empty());
+    pull(&upstream).await.expect_err("limited");
+    assert_eq!(upstreams.budget_refusals(), 1);
+    let words = upstreams.budget_words();
+    let [word] = &words[..] else {
+        panic!("{words:?}")
+    };
+    assert_eq!(word.upstream, "corp");
+    assert_eq!(word.credential, upstream.credential().as_str());
+    assert_eq!(word.source.as_deref(), Some("192.0.2.1"));
+    assert_eq!(word.allowance.and_then(|told| told.remaining), Some(0));
+    assert!(
+        word.pulls_wait_ms
+            .is_some_and(|wait| (1..=7_000).contains(&wait))
+    );
+    assert!(!format!("{words:?}").contains("hunter2"));
 }
 
 #[tokio::test]

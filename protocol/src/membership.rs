@@ -24,12 +24,17 @@ use crate::node_id::NodeId;
 
 mod acquaintance;
 mod announcement;
+mod budgets;
 
 use acquaintance::{Acquaintance, Link};
 pub use announcement::{
     Announcement, Contact, DecodeError, FORMAT, Greeting, InvalidAnnouncement, MAX_ADDRESSES,
     MAX_ANNOUNCEMENT_BYTES, MAX_CONTACTS_TOLD, MAX_DENIED, MAX_GREETING_BYTES, Presence,
     are_addresses, decode, encode, is_zone,
+};
+pub use budgets::{
+    AllowanceWord, BudgetWord, Budgets, InvalidBudgets, MAX_BUDGET_WORDS, MAX_BUDGETS_BYTES,
+    MAX_SOURCE_BYTES,
 };
 
 /// How often a member says that it is there.

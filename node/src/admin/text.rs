@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
+use millrace_protocol::node_id::NodeId;
 
 use super::Report;
 use crate::cluster::{self, MemberStatus, Standing, State};
@@ -381,7 +382,8 @@ fn endpoint_words(endpoint: &EndpointStatus) -> Option<String> {
     }
     if let Some(limited) = &endpoint.limited {
         let left = time(limited.seconds_left);
-        words.push(format!("RATE LIMIT: no {} for {left}", limited.limit));
+        let told = told(limited.told.as_ref());
+        words.push(format!("RATE LIMIT: no {} for {left}{told}", limited.limit));
     }
     if let Some(allowance) = &endpoint.allowance
         && let Some(remaining) = allowance.remaining
@@ -391,9 +393,15 @@ fn endpoint_words(endpoint: &EndpointStatus) -> Option<String> {
             .map_or(String::new(), |limit| format!(" of {limit}"));
         let window = allowance.window_seconds.map(time);
         let window = window.map_or(String::new(), |window| format!(" in {window}"));
-        words.push(format!("{remaining}{limit} pulls left{window}"));
+        let told = told(endpoint.allowance_told.as_ref());
+        words.push(format!("{remaining}{limit} pulls left{window}{told}"));
     }
     (!words.is_empty()).then(|| words.join("; "))
+}
+
+/// Says whose word something is, if it is another node's.
+fn told(node: Option<&NodeId>) -> String {
+    node.map_or(String::new(), |node| format!(" (told to {})", node.short()))
 }
 
 fn bytes(bytes: u64) -> String {

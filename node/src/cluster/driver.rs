@@ -30,10 +30,14 @@ use super::reload::Reloaded;
 use super::status::State;
 use crate::task::Tasks;
 
+mod budgets;
 mod events;
 
 /// Ticks between two announcements.
 const TICKS_PER_ANNOUNCEMENT: u64 = (ANNOUNCE_EVERY.as_millis() / TICK_EVERY.as_millis()) as u64;
+
+/// Ticks between two words on rate limits without news: 10 s.
+const TICKS_PER_BUDGETS: u64 = 40;
 
 /// Ticks between two looks at whether contacts are to be saved: 10 s.
 const TICKS_PER_SAVE: u64 = 40;
@@ -93,6 +97,8 @@ pub(super) struct Progress {
     saved: Vec<Contact>,
     saving: Option<tokio::task::JoinHandle<()>>,
     gate_keeps_out: BTreeSet<NodeId>,
+    /// Refusals of registries that others have been told of.
+    refusals_told: u64,
 }
 
 impl Progress {
@@ -164,6 +170,7 @@ impl Driver {
         if self.progress.ticks % TICKS_PER_SAVE == TICKS_PER_SAVE - 1 {
             self.save_contacts();
         }
+        self.tell_budgets_if_due();
         self.progress.ticks += 1;
     }
 

@@ -17,7 +17,7 @@ use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{StreamProtocol, Swarm, identity, noise, swarm, tcp};
 use millrace_protocol::membership::{
-    Greeting, MAX_ANNOUNCEMENT_BYTES, MAX_GREETING_BYTES, decode, encode,
+    Greeting, MAX_ANNOUNCEMENT_BYTES, MAX_BUDGETS_BYTES, MAX_GREETING_BYTES, decode, encode,
 };
 use tracing::Span;
 
@@ -61,6 +61,11 @@ const PORT_ATTEMPTS: usize = 32;
 /// The topic of announcements.
 pub(super) fn topic() -> IdentTopic {
     IdentTopic::new("millrace/members/1")
+}
+
+/// The topic of what registries say of their limits.
+pub(super) fn budgets_topic() -> IdentTopic {
+    IdentTopic::new("millrace/budgets/1")
 }
 
 /// What is spoken on a connection.
@@ -145,7 +150,7 @@ fn gossip(keypair: &identity::Keypair) -> Result<gossipsub::Behaviour, StartErro
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(ValidationMode::Strict)
         .validate_messages()
-        .max_transmit_size(MAX_ANNOUNCEMENT_BYTES + 1024)
+        .max_transmit_size(MAX_ANNOUNCEMENT_BYTES.max(MAX_BUDGETS_BYTES) + 1024)
         .heartbeat_initial_delay(Duration::from_millis(100))
         .flood_publish(true)
         .mesh_n(GOSSIP_PEERS)
@@ -158,8 +163,10 @@ fn gossip(keypair: &identity::Keypair) -> Result<gossipsub::Behaviour, StartErro
     let authenticity = MessageAuthenticity::Signed(keypair.clone());
     let mut gossip =
         gossipsub::Behaviour::new(authenticity, config).map_err(|error| Setup(error.to_owned()))?;
-    let subscribed = gossip.subscribe(&topic());
-    subscribed.map_err(|error| Setup(error.to_string()))?;
+    for topic in [topic(), budgets_topic()] {
+        let subscribed = gossip.subscribe(&topic);
+        subscribed.map_err(|error| Setup(error.to_string()))?;
+    }
     Ok(gossip)
 }
 

@@ -1,8 +1,8 @@
 //! What readers see: views, statuses, metrics. Written by the driver alone.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -11,6 +11,7 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::placement::{Placement, Seat};
 use tokio::sync::watch;
 
+use super::Budgets;
 use super::driver::Me;
 use super::metrics::Metrics;
 use super::reach::OwnAddresses;
@@ -27,6 +28,8 @@ pub(super) struct Shared {
     /// Whether everybody who was to be waited for was heard or tried.
     pub(super) settled: watch::Sender<bool>,
     pub(super) load: AtomicU32,
+    /// Where rate limits are known, once that is said.
+    pub(super) budgets: OnceLock<Arc<dyn Budgets>>,
     pub(super) metrics: Metrics,
 }
 
@@ -51,6 +54,10 @@ impl Publisher {
 
     pub(super) fn load(&self) -> u32 {
         self.shared.load.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn budgets(&self) -> Option<Arc<dyn Budgets>> {
+        self.shared.budgets.get().cloned()
     }
 
     pub(super) fn fingerprint(&self) -> u64 {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_protocol::membership::BudgetWord;
 use millrace_protocol::node_id::NodeId;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -10,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::info_span;
 
 use super::StartError;
-use crate::cluster::{Cluster, Identity, View};
+use crate::cluster::{Budgets, Cluster, Identity, View};
 use crate::config::Config;
 use crate::peer::{self, Members, Peers};
 use crate::pull::{Puller, Supplier};
@@ -38,6 +39,20 @@ impl Members for Cluster {
 
     fn load(&self, id: &NodeId) -> u32 {
         self.load(id)
+    }
+}
+
+impl Budgets for Upstreams {
+    fn words(&self) -> Vec<BudgetWord> {
+        self.budget_words()
+    }
+
+    fn refusals(&self) -> u64 {
+        self.budget_refusals()
+    }
+
+    fn hear(&self, from: NodeId, words: Vec<BudgetWord>) {
+        self.hear_budgets(from, &words);
     }
 }
 
@@ -78,6 +93,7 @@ impl Neighbourhood {
         });
         let supplier = Supplier::new(puller.clone(), upstreams.clone());
         self.peers.serve(Arc::new(supplier));
+        self.cluster.share_budgets(Arc::new(upstreams.clone()));
         self.cluster.first_view().await;
     }
 

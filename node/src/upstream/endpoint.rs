@@ -5,12 +5,14 @@
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
+use millrace_protocol::membership::BudgetWord;
+use millrace_protocol::node_id::NodeId;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
 use super::breaker::{Breaker, BreakerState};
-use super::budget::{Allowance, Budget, Pause, limit_of_refusal, retry_after};
+use super::budget::{Allowance, Budget, OwnBudget, Pause, limit_of_refusal, retry_after};
 use super::error::Limit;
 
 /// A base URL and its health.
@@ -20,6 +22,9 @@ pub(super) struct Endpoint {
     breaker: Mutex<Breaker>,
     budget: Mutex<Budget>,
 }
+
+/// Something with the other node that a registry has told it to, if it was another.
+pub(super) type ToldBy<T> = (T, Option<NodeId>);
 
 /// Why an endpoint is not asked now.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +83,7 @@ impl Endpoint {
     /// Reads the rate-limit headers of an answer; returns the pulls that are left if they say so.
     pub(super) fn handle_headers(&self, headers: &HeaderMap) -> Option<u64> {
         let mut budget = self.budget.lock();
-        budget.handle_headers(headers);
+        budget.handle_headers(headers, Instant::now());
         budget.allowance()?.remaining
     }
 
@@ -97,13 +102,36 @@ impl Endpoint {
         Pause { limit, until }
     }
 
-    /// Returns what the registry last said about its limit, and the limit in force, if any.
-    pub(super) fn budget(&self) -> (Option<Allowance>, Option<Pause>) {
+    /// Returns what the registry last said about its limit, and the limit in force, if any; each
+    /// with the other node that was told so, if it was another.
+    pub(super) fn budget(&self) -> (Option<ToldBy<Allowance>>, Option<ToldBy<Pause>>) {
         let budget = self.budget.lock();
+        let allowance = budget.allowance().cloned();
+        let pause = budget.pause(true, Instant::now());
         (
-            budget.allowance().cloned(),
-            budget.pause(true, Instant::now()),
+            allowance.map(|allowance| (allowance, budget.allowance_told())),
+            pause.map(|pause| (pause, budget.limit_told(pause.limit))),
         )
+    }
+
+    /// Returns what the registry has told this node itself.
+    pub(super) fn own_budget(&self, now: Instant) -> OwnBudget {
+        self.budget.lock().own(now)
+    }
+
+    /// Counts the refusals with 429 that this node got.
+    pub(super) fn refusals(&self) -> u64 {
+        self.budget.lock().refusals()
+    }
+
+    /// Whether the registry counts this node as `source`.
+    pub(super) fn is_counted_as(&self, source: Option<&str>) -> bool {
+        self.budget.lock().is_counted_as(source)
+    }
+
+    /// Takes in what the registry has told another node that it counts as the same.
+    pub(super) fn hear_budget(&self, from: NodeId, word: &BudgetWord, now: Instant) {
+        self.budget.lock().handle_word(from, word, now);
     }
 }
 

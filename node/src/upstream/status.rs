@@ -5,6 +5,7 @@
 
 use std::time::SystemTime;
 
+use millrace_protocol::node_id::NodeId;
 use serde::Serialize;
 use tokio::time::Instant;
 use url::Url;
@@ -46,6 +47,9 @@ pub struct EndpointStatus {
     pub breaker: BreakerState,
     /// What it last said about its rate limit.
     pub allowance: Option<Allowance>,
+    /// The other node that it said so to, where the two share a budget.
+    #[serde(serialize_with = "node_id")]
+    pub allowance_told: Option<NodeId>,
     /// The limit in force after a 429.
     pub limited: Option<LimitStatus>,
 }
@@ -57,6 +61,9 @@ pub struct LimitStatus {
     pub limit: Limit,
     /// When they are sent again.
     pub seconds_left: u64,
+    /// The other node that was refused, where the two share a budget.
+    #[serde(serialize_with = "node_id")]
+    pub told: Option<NodeId>,
 }
 
 /// A failure and its time.
@@ -67,6 +74,11 @@ pub struct LastError {
     pub at: SystemTime,
     /// What happened.
     pub message: String,
+}
+
+#[expect(clippy::ref_option, reason = "serde passes fields by reference")]
+fn node_id<S: serde::Serializer>(id: &Option<NodeId>, serializer: S) -> Result<S::Ok, S::Error> {
+    id.map(|id| id.to_string()).serialize(serializer)
 }
 
 fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -90,7 +102,9 @@ impl Inner {
 
 fn endpoint_status(endpoint: &Endpoint) -> EndpointStatus {
     let (allowance, pause) = endpoint.budget();
-    let limited = pause.map(|pause| LimitStatus {
+    let (allowance, allowance_told) = allowance.unzip();
+    let limited = pause.map(|(pause, told)| LimitStatus {
+        told,
         limit: pause.limit,
         seconds_left: pause
             .until
@@ -101,6 +115,7 @@ fn endpoint_status(endpoint: &Endpoint) -> EndpointStatus {
         url: endpoint.url().clone(),
         breaker: endpoint.breaker_state(),
         allowance,
+        allowance_told: allowance_told.flatten(),
         limited,
     }
 }

@@ -14,7 +14,7 @@ use millrace_protocol::node_id::NodeId;
 
 use super::super::admission::Refusal;
 use super::super::names::{node_id, socket_address};
-use super::super::network::{BehaviourEvent, remote_address};
+use super::super::network::{BehaviourEvent, budgets_topic, remote_address};
 use super::super::reach::local_ip_towards;
 use super::{Dial, Driver};
 
@@ -148,6 +148,12 @@ impl Driver {
         else {
             return;
         };
+        if message.topic == budgets_topic().hash() {
+            let acceptance = self.hear_budgets(message.source.as_ref(), &message.data);
+            let gossip = &mut self.swarm.behaviour_mut().gossip;
+            gossip.report_message_validation_result(&message_id, &propagation_source, acceptance);
+            return;
+        }
         let from = message.source.as_ref().and_then(node_id);
         let heard = match (from, decode(&message.data)) {
             (Some(from), Ok(announcement)) => self.hear(from, announcement),
