@@ -28,7 +28,7 @@ fn each(total: Duration, count: u32) -> f64 {
 }
 
 fn main() {
-    println!("nodes   build        home + owners of a digest");
+    println!("nodes   build        home + owners of a digest; who is told of it");
     for count in [3, 10, 30, 100, 150] {
         let seats = seats(count);
         let start = Instant::now();
@@ -47,6 +47,12 @@ fn main() {
             black_box(placement.owners("zone0", key).next());
         }
         let owner = each(start.elapsed(), LOOKUPS);
-        println!("{count:>5}   {build:>9.1?}   {home:.0} ns + {owner:.0} ns");
+        let start = Instant::now();
+        for digest in &digests {
+            let key = Key::of_digest(black_box(digest));
+            black_box(placement.told(key));
+        }
+        let told = each(start.elapsed(), LOOKUPS);
+        println!("{count:>5}   {build:>9.1?}   {home:.0} ns + {owner:.0} ns; {told:.0} ns");
     }
 }
