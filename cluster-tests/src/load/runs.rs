@@ -64,7 +64,7 @@ impl Turn {
 }
 
 impl<T> Runs<T> {
-    /// Measures until `count` runs were quiet, with at most [`MOST_REPEATED`] more, and keeps the
+    /// Measures until `count` runs were quiet, with at most `MOST_REPEATED` more, and keeps the
     /// quietest.
     ///
     /// A first run warms up and does not count.
