@@ -43,8 +43,9 @@ pub struct Config {
     /// Copies that owners keep in each zone, default 1, at most 3. More survive more nodes, and
     /// take as much more of everybody's disk.
     pub replicas: u32,
-    /// Ids of nodes that are kept out, whatever they know; all members heed it. The secret should
-    /// be replaced as well.
+    /// Ids of nodes that are kept out, whatever they know; all members heed it. Read at start:
+    /// who is to be kept out without a restart belongs into `deny_file`. The secret should be
+    /// replaced as well.
     pub deny: Vec<NodeIdText>,
     /// File of further such ids, one a line, read anew while the node runs.
     pub deny_file: Option<PathBuf>,

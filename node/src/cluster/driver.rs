@@ -199,7 +199,9 @@ impl Driver {
         if self.addresses.get().is_empty() {
             return;
         }
-        let bytes = encode(&self.announcement(presence));
+        let announcement = self.announcement(presence);
+        tracing::trace!(?announcement, "announced");
+        let bytes = encode(&announcement);
         // Nobody listens yet, or somebody's queue is full: the next one comes in a second.
         let published = self.swarm.behaviour_mut().gossip.publish(topic(), bytes);
         if let Err(error) = published {
@@ -226,11 +228,13 @@ impl Driver {
     }
 
     fn greeting(&mut self, to: &NodeId) -> Greeting {
-        Greeting {
+        let greeting = Greeting {
             announcement: self.announcement(Presence::Here),
             you: self.membership.last_heard(to),
             contacts: self.membership.contacts(),
-        }
+        };
+        tracing::trace!(?greeting, peer.id = %to, "greeted");
+        greeting
     }
 
     fn dial_member(&mut self, contact: &Contact, now: Instant) {

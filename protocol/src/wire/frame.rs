@@ -8,6 +8,8 @@
 //! Whatever the bytes are, nothing here panics, and what is allocated stays within
 //! [`DECODE_LIMIT_BYTES`] however long the frame says it is. Source: SPEC.md "Frames".
 
+use std::fmt;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -30,7 +32,7 @@ pub const MAX_ANSWER_BYTES: usize = 96 * 1024;
 pub const DECODE_LIMIT_BYTES: usize = 256 * 1024;
 
 /// A message that can stand in a frame: [`Question`] or [`Answer`].
-pub trait Message: Serialize + DeserializeOwned {
+pub trait Message: Serialize + DeserializeOwned + fmt::Debug {
     /// Longest encoding.
     const MAX_BYTES: usize;
 
