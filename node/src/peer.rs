@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, Holding, OpenBlob, ReadChunks, RecallTag, ResolveTag,
+    AskHolds, AskManifest, AskVouch, Holding, OpenBlob, ReadChunks, RecallTag, ResolveTag,
 };
 use prometheus_client::registry::Registry;
 use tokio::time::timeout;
@@ -181,6 +181,16 @@ impl Peers {
         patience: Duration,
     ) -> Result<Vec<Holding>, PeerError> {
         ask::holds(&self.links, peer, question, patience).await
+    }
+
+    /// Asks `peer` how long ago the upstream answered out of a repository that has some content.
+    ///
+    /// # Errors
+    /// [`PeerError`]; `Refused` with what the upstream said.
+    /// # Cancel safety
+    /// As [`Peers::open`].
+    pub async fn vouch(&self, peer: NodeId, question: AskVouch) -> Result<Duration, PeerError> {
+        ask::vouch(&self.links, peer, question).await
     }
 
     /// Asks `peer` to tell what it holds of that which this node is responsible for; the changes

@@ -145,7 +145,6 @@ impl Puller {
         tasks: &Tasks,
     ) -> Self {
         let negative = Negative::new(config.negative_ttl);
-        let access = Access::new(&config, store.clone(), negative.clone(), tasks.clone());
         let neighbours =
             cluster.map(|(members, peers)| Neighbours::new(members, peers, config.holds_patience));
         if let Some(neighbours) = &neighbours {
@@ -162,6 +161,7 @@ impl Puller {
             neighbours: neighbours.clone(),
             replicas,
         };
+        let access = Access::new(&config, surroundings.clone());
         let manifests = Manifests::new(surroundings.clone());
         let tags = Tags::new(manifests.clone(), tasks.clone(), config);
         let fillers = Fillers::new(surroundings);

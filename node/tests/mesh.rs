@@ -19,7 +19,8 @@ use liar::Liar;
 use mesh::{Mesh, Settings};
 use millrace::peer::Members;
 use millrace::pull::{PullError, Source};
-use millrace::upstream::FetchError;
+use millrace::upstream::{AccessRule, FetchError};
+use millrace_protocol::access::Reader;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::placement::Key;
 
@@ -151,6 +152,71 @@ async fn a_refusal_of_the_home_is_final_where_the_credential_is_the_same() {
         );
     }
     assert_eq!(mesh.gets("/blobs/"), 1);
+}
+
+/// Nodes whose upstream is for clients of their own host alone, and believe a yes for so long.
+async fn private_mesh(access_ttl: Duration) -> Mesh {
+    let rule = AccessRule {
+        pattern: "*".to_owned(),
+        read: vec![Reader::Local],
+    };
+    let mut settings = Settings::default();
+    settings.pull.access.insert("corp".to_owned(), vec![rule]);
+    settings.pull.access_ttl = access_ttl;
+    settings.pull.negative_ttl = Duration::ZERO;
+    let mesh = Mesh::strangers_with(&["a"; 4], settings).await;
+    mesh.introduce();
+    mesh
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whether_a_blob_belongs_to_a_repository_is_asked_once_for_all_nodes() {
+    let mesh = private_mesh(Duration::from_secs(600)).await;
+    let bytes = noise(21, 1);
+    let digest = mesh.content.add(bytes.clone());
+    // The nodes that are not the home first: they ask it.
+    let mut order = mesh.by_walk(&digest);
+    order.reverse();
+    for repository in ["team/app", "team/other"] {
+        for index in &order {
+            let pulled = prompt(mesh.nodes[*index].pull_from(repository, &digest)).await;
+            assert!(pulled.expect("pulled").0 == bytes);
+            mesh.nodes[*index].settled().await;
+        }
+    }
+    assert_eq!(mesh.gets("/team/other/blobs/"), 1, "one question for all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_upstream_refuses_the_home_is_refused_by_all() {
+    let mesh = private_mesh(Duration::ZERO).await;
+    let digest = mesh.content.add(noise(22, 1));
+    for node in &mesh.nodes {
+        prompt(node.pull(&digest)).await.expect("pulled");
+        node.settled().await;
+    }
+    *mesh.content.broken.lock() = Some(403);
+    for index in mesh.by_walk(&digest).into_iter().rev() {
+        let before = mesh.gets("/blobs/");
+        let refused = prompt(mesh.nodes[index].pull(&digest)).await;
+        assert!(
+            matches!(refused, Err(PullError::Fetch(FetchError::Denied { .. }))),
+            "a link outlives what the upstream said: {:?}",
+            refused.map(|(_, source)| source)
+        );
+        assert_eq!(mesh.gets("/blobs/") - before, 1, "the home asks, alone");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_home_cannot_vouch_asks_the_upstream_itself() {
+    let mesh = private_mesh(Duration::from_secs(600)).await;
+    let bytes = noise(23, 1);
+    let digest = mesh.content.add(bytes.clone());
+    let _home = mesh.add_home(Arc::new(Liar::honest(&bytes)));
+    let pulled = prompt(mesh.nodes[0].pull(&digest)).await;
+    assert!(pulled.expect("pulled").0 == bytes);
+    assert_eq!(mesh.gets("/blobs/"), 1, "the content came from the home");
 }
 
 #[tokio::test(flavor = "multi_thread")]

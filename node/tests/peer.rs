@@ -18,8 +18,8 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use millrace_protocol::wire::frame;
 use millrace_protocol::wire::message::{
-    Answer, AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, HoldingsNews, OpenBlob,
-    Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
+    Answer, AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, HoldingsNews,
+    OpenBlob, Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
 };
 use quinn::VarInt;
 use raw::Raw;
@@ -749,6 +749,27 @@ async fn holdings_that_are_replayed_or_reordered_are_not_believed() {
     let cut = [&frames(&fitting)[..], &[1, 0]].concat();
     let error = made_of(&Question::Follow, &cut).await;
     assert!(matches!(error, PeerError::BrokenOff { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn who_vouches_says_how_long_ago_or_why_not() {
+    let (a, b) = pair();
+    let question = |is_manifest: bool| AskVouch {
+        digest: Digest::of(Algorithm::Sha256, b""),
+        is_manifest,
+        origin: origin(),
+        max_age_ms: 3000,
+    };
+    let age = a.peers.vouch(b.id, question(true)).await;
+    assert_eq!(age.expect("vouched"), Duration::from_millis(1500));
+    let refused = a.peers.vouch(b.id, question(false)).await;
+    assert!(
+        matches!(
+            &refused,
+            Err(PeerError::Refused { refusal: Refusal::NotFound(name), .. }) if *name == origin()
+        ),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::frame::{self, FrameError, HEADER_BYTES, MAX_QUESTION_BYTES, Message};
 use millrace_protocol::wire::message::{
-    Answer, AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, HoldingsNews,
+    Answer, AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, HoldingsNews,
     MAX_ASKED_DIGESTS, MAX_CHAIN_VALUES, MAX_NAME_BYTES, MAX_ORIGINS, MAX_PROVENANCE,
     MAX_READ_CHUNKS, MAX_REASON_BYTES, MAX_SOURCES, MAX_TOLD_KEYS, OpenBlob, OriginName, Question,
     ReadChunks, RecallTag, Refusal, ResolveTag, Role,
@@ -70,6 +70,12 @@ fn golden_questions() -> Vec<Question> {
             intent: true,
         }),
         Question::Follow,
+        Question::Vouch(AskVouch {
+            digest: digest(),
+            is_manifest: true,
+            origin: origin(),
+            max_age_ms: 600_000,
+        }),
     ]
 }
 
@@ -123,6 +129,7 @@ fn golden_answers() -> Vec<Answer> {
         told(2, HoldingsChange::Lost(vec![key()])),
         told(3, HoldingsChange::Fetching(vec![])),
         told(4, HoldingsChange::InSync),
+        Answer::Vouched { age_ms: 1500 },
     ]
 }
 
@@ -254,6 +261,19 @@ fn questions_keep_their_bounds() {
     };
     assert!(frame::encode(&holds(MAX_ASKED_DIGESTS)).is_ok());
     assert_eq!(broken(&holds(MAX_ASKED_DIGESTS + 1)), "number of digests");
+
+    let vouch = |origin: OriginName| {
+        Question::Vouch(AskVouch {
+            digest: digest(),
+            is_manifest: false,
+            origin,
+            max_age_ms: u64::MAX,
+        })
+    };
+    assert!(frame::encode(&vouch(long_origin())).is_ok());
+    let mut longer = long_origin();
+    longer.credential.push('n');
+    assert_eq!(broken(&vouch(longer)), "length of a credential's id");
 }
 
 #[test]
@@ -408,6 +428,16 @@ fn any_question() -> impl Strategy<Value = Question> {
         (vec(any_digest(), 0..50), any::<bool>())
             .prop_map(|(digests, intent)| Question::Holds(AskHolds { digests, intent })),
         Just(Question::Follow),
+        (any_digest(), any::<bool>(), any_origin(), any::<u64>()).prop_map(
+            |(digest, is_manifest, origin, max_age_ms)| {
+                Question::Vouch(AskVouch {
+                    digest,
+                    is_manifest,
+                    origin,
+                    max_age_ms,
+                })
+            }
+        ),
     ]
 }
 
@@ -501,6 +531,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         vec(any_holding(), 0..50).prop_map(Answer::Holds),
         any_refusal().prop_map(Answer::Refused),
         (any::<u64>(), any_change()).prop_map(|(sequence, change)| told(sequence, change)),
+        any::<u64>().prop_map(|age_ms| Answer::Vouched { age_ms }),
     ]
 }
 

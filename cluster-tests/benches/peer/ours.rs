@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
@@ -20,8 +21,8 @@ use millrace_protocol::chunk::{self, CHUNK_BYTES};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest};
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, MAX_READ_CHUNKS, OpenBlob, ReadChunks, RecallTag,
-    Refusal, ResolveTag, Role,
+    AskHolds, AskManifest, AskVouch, BlobNews, Holding, MAX_READ_CHUNKS, OpenBlob, ReadChunks,
+    RecallTag, Refusal, ResolveTag, Role,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -219,5 +220,9 @@ impl Handler for Served {
 
     fn holds(&self, _: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
         ready(vec![Holding::No; question.digests.len()]).boxed()
+    }
+
+    fn vouch(&self, _: NodeId, _: AskVouch) -> BoxFuture<'static, Result<Duration, Refusal>> {
+        ready(Err(Refusal::Absent)).boxed()
     }
 }

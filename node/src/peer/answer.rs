@@ -137,6 +137,12 @@ impl Exchange {
             Question::Holds(question) => single(handler.holds(from, question), |holdings| {
                 plain(Answer::Holds(holdings))
             }),
+            Question::Vouch(question) => single(handler.vouch(from, question), |age| {
+                let vouched = |age| Answer::Vouched {
+                    age_ms: millis(age),
+                };
+                plain(age.map_or_else(Answer::Refused, vouched))
+            }),
             Question::Follow => {
                 let changes = handler.follow(from).enumerate();
                 changes

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::wire::frame;
 use millrace_protocol::wire::message::{
-    Answer, AskHolds, AskManifest, Holding, Question, RecallTag, Refusal, ResolveTag,
+    Answer, AskHolds, AskManifest, AskVouch, Holding, Question, RecallTag, Refusal, ResolveTag,
 };
 use quinn::ConnectionError;
 use tokio::time::timeout;
@@ -72,6 +72,7 @@ pub(super) fn kind(question: &Question) -> Kind {
         Question::Recall(_) => Kind::Recall,
         Question::Holds(_) => Kind::Holds,
         Question::Follow => Kind::Follow,
+        Question::Vouch(_) => Kind::Vouch,
     }
 }
 
@@ -238,4 +239,17 @@ pub(super) async fn holds(
     };
     let asked = timeout(patience, asking).await;
     asked.unwrap_or(Err(PeerError::Silent { peer }))
+}
+
+/// Asks how long ago the upstream answered out of a repository that has some content.
+pub(super) async fn vouch(
+    links: &Arc<Links>,
+    peer: NodeId,
+    question: AskVouch,
+) -> Result<Duration, PeerError> {
+    let mut asked = ask(links, peer, &Question::Vouch(question)).await?;
+    match asked.only().await? {
+        Answer::Vouched { age_ms } => Ok(Duration::from_millis(age_ms)),
+        _ => Err(asked.disordered("something that vouches for nothing")),
+    }
 }

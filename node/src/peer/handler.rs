@@ -10,8 +10,8 @@ use futures_util::stream::{self, BoxStream};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, MediaType};
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName, ReadChunks,
-    RecallTag, Refusal, ResolveTag,
+    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName,
+    ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 use tokio::sync::watch;
 
@@ -67,6 +67,14 @@ pub trait Handler: Debug + Send + Sync + 'static {
 
     /// Says which contents are here: one answer for each digest, in their order.
     fn holds(&self, from: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>>;
+
+    /// Says how long ago the upstream answered out of a repository that has this content; asks the
+    /// upstream itself, and nobody else, if that is longer than the question allows.
+    fn vouch(
+        &self,
+        from: NodeId,
+        question: AskVouch,
+    ) -> BoxFuture<'static, Result<Duration, Refusal>>;
 
     /// Tells which of what `from` is responsible for is here, and what changes about that, in the
     /// order of SPEC.md "Follow"; the peer room numbers what is told. Its end lets the peer ask

@@ -18,6 +18,7 @@ pub(super) enum Kind {
     Recall,
     Holds,
     Follow,
+    Vouch,
 }
 
 /// Why something that came in was turned away.
@@ -49,6 +50,7 @@ impl EncodeLabelValue for Kind {
             Self::Recall => "recall",
             Self::Holds => "holds",
             Self::Follow => "follow",
+            Self::Vouch => "vouch",
         };
         name.encode(encoder)
     }

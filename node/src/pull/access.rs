@@ -3,7 +3,8 @@
 //! A digest alone proves nothing: who may read one repository could name the digest of another's
 //! layer. So content that is not for everybody is handed out only where its provenance links it to
 //! the repository; else the upstream is asked with this node's credentials, by the first byte of a
-//! blob or the head of a manifest, and a yes becomes a link.
+//! blob or the head of a manifest, and a yes becomes a link. In a cluster the home of the content
+//! is asked before (`home`), so that one question to the upstream is enough for all.
 //!
 //! A link is believed while the repository's standing is: any answer of the upstream out of the
 //! repository confirms it for `access_ttl`; a refusal takes the link away. While the upstream cannot
@@ -11,6 +12,7 @@
 //! node's credentials and not on who asks, so it is kept for each repository, under whatever rule
 //! the client came in. Who may read which repository is said in `rules`.
 
+mod home;
 mod rules;
 
 use std::sync::Arc;
@@ -18,23 +20,27 @@ use std::time::Duration;
 
 use millrace_protocol::access::Caller;
 use millrace_protocol::oci::{Digest, Reference, RepositoryName};
+use millrace_protocol::placement::Key;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
 use crate::store::{Provenance, Record, Store};
-use crate::task::Tasks;
 
-use super::HEADER_BUDGET;
 use super::config::Config;
 use super::error::PullError;
 use super::flights::Flights;
 use super::negative::Negative;
+use super::neighbours::{Hop, Neighbours};
 use super::origin::Origin;
 use super::transfer::{Supply, Transfer};
+use super::{HEADER_BUDGET, Surroundings};
 use rules::Rules;
 
 /// Most contents whose links are kept in memory; some 300 bytes each.
 const MAX_LINKS: u64 = 20_000;
+
+/// Most refusals of content that are kept; the home of one that was dropped is believed again.
+const MAX_REFUSALS: u64 = 20_000;
 
 /// Most repositories whose standing is kept.
 const MAX_STANDINGS: u64 = 10_000;
@@ -58,7 +64,12 @@ struct Inner {
     started: Instant,
     links: Cache<Digest, Links>,
     standings: Cache<Provenance, Standing>,
-    checks: Flights<(Provenance, Digest), ()>,
+    /// When content was last refused to a repository.
+    refusals: Cache<(Provenance, Digest), Instant>,
+    /// The last part of the key: whether only the upstream is asked.
+    checks: Flights<(Provenance, Digest, bool), ()>,
+    /// The other nodes, in a cluster.
+    neighbours: Option<Neighbours>,
 }
 
 /// How the bytes under a digest are asked for.
@@ -89,15 +100,15 @@ struct Links {
 #[derive(Clone, Copy, Debug)]
 enum Standing {
     Confirmed(Instant),
-    Denied,
+    Denied(Instant),
 }
 
 impl Access {
-    pub(super) fn new(config: &Config, store: Store, negative: Negative, tasks: Tasks) -> Self {
+    pub(super) fn new(config: &Config, surroundings: Surroundings) -> Self {
         let rules = Rules::new(&config.access);
         let inner = Inner {
-            store,
-            negative,
+            store: surroundings.store,
+            negative: surroundings.negative,
             restricts: config.has_credentials || rules.restrict(),
             rules,
             ttl: config.access_ttl,
@@ -105,7 +116,9 @@ impl Access {
             started: Instant::now(),
             links: Cache::new(MAX_LINKS),
             standings: Cache::new(MAX_STANDINGS),
-            checks: Flights::new(tasks),
+            refusals: Cache::new(MAX_REFUSALS),
+            checks: Flights::new(surroundings.tasks),
+            neighbours: surroundings.neighbours,
         };
         Self {
             inner: Arc::new(inner),
@@ -198,8 +211,36 @@ impl Access {
         }
     }
 
-    /// Asks the upstream whether the repository has this content, together with everybody who asks
-    /// the same now.
+    /// Says how long ago the upstream answered out of the repository, which has this content: to
+    /// another node, which accepts an answer of this age.
+    ///
+    /// Asks the upstream, and no other node: whoever asks may itself be asked by this one.
+    ///
+    /// # Errors
+    /// That the repository has it not, or why the upstream cannot be asked.
+    /// # Cancel safety
+    /// As [`Access::prove`].
+    pub(super) async fn vouch_for_peer(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        form: Form,
+        max_age: Duration,
+    ) -> Result<Duration, PullError> {
+        let own = origin.provenance();
+        let age = self.age(&own).filter(|age| *age < max_age);
+        if let Some(age) = age.filter(|age| *age < self.inner.ttl)
+            && let Some(links) = self.read(digest).await?
+            && links.all.contains(&own)
+        {
+            return Ok(age);
+        }
+        self.put(origin, digest, form, Vec::new()).await?;
+        Ok(Duration::ZERO)
+    }
+
+    /// Asks whether the repository has this content, together with everybody who asks the same
+    /// now: first the homes of the content, then the upstream.
     ///
     /// # Errors
     /// That it does not, or why it cannot be asked.
@@ -209,12 +250,23 @@ impl Access {
         digest: &Digest,
         form: Form,
     ) -> Result<(), PullError> {
+        let neighbours = self.inner.neighbours.as_ref();
+        let homes = neighbours.map(|neighbours| neighbours.other_homes(Key::of_digest(digest)));
+        let homes = homes.unwrap_or_default();
+        self.put(origin, digest, form, homes).await
+    }
+
+    async fn put(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        form: Form,
+        homes: Vec<Hop>,
+    ) -> Result<(), PullError> {
         self.inner.negative.check(origin, &digest.to_string())?;
-        let key = (origin.provenance(), *digest);
-        let check = self
-            .inner
-            .checks
-            .join(key, || self.clone().question(origin.clone(), *digest, form));
+        let key = (origin.provenance(), *digest, homes.is_empty());
+        let question = || self.clone().question(origin.clone(), *digest, form, homes);
+        let check = self.inner.checks.join(key, question);
         super::blob::in_time(Instant::now() + HEADER_BUDGET, check).await?
     }
 
@@ -237,8 +289,19 @@ impl Access {
     /// Notes that the upstream has just given something out of the repository.
     pub(super) fn confirm(&self, origin: &Origin) {
         if self.inner.restricts {
-            let standing = Standing::Confirmed(Instant::now());
-            self.inner.standings.insert(origin.provenance(), standing);
+            self.confirm_at(origin.provenance(), Instant::now());
+        }
+    }
+
+    /// Notes what was said at some time, unless something was said since.
+    fn confirm_at(&self, own: Provenance, at: Instant) {
+        let Some(Standing::Confirmed(known) | Standing::Denied(known)) =
+            self.inner.standings.get(&own)
+        else {
+            return self.inner.standings.insert(own, Standing::Confirmed(at));
+        };
+        if known <= at {
+            self.inner.standings.insert(own, Standing::Confirmed(at));
         }
     }
 
@@ -268,28 +331,53 @@ impl Access {
     }
 
     fn is_confirmed(&self, own: &Provenance) -> bool {
-        let standing = self.inner.standings.get(own);
-        matches!(standing, Some(Standing::Confirmed(at)) if at.elapsed() < self.inner.ttl)
+        self.age(own).is_some_and(|age| age < self.inner.ttl)
+    }
+
+    /// Time since the repository was confirmed, unless it was denied since.
+    fn age(&self, own: &Provenance) -> Option<Duration> {
+        match self.inner.standings.get(own)? {
+            Standing::Confirmed(at) => Some(at.elapsed()),
+            Standing::Denied(_) => None,
+        }
+    }
+
+    /// Greatest age of another node's word: as that of the upstream's own, and younger than what
+    /// the upstream has refused here.
+    fn max_age(&self, own: &Provenance, digest: &Digest) -> Duration {
+        let refused = self.inner.refusals.get(&(own.clone(), *digest));
+        let denied = match self.inner.standings.get(own) {
+            Some(Standing::Denied(at)) => Some(at),
+            Some(Standing::Confirmed(_)) | None => None,
+        };
+        let last = refused.into_iter().chain(denied).max();
+        last.map_or(self.inner.ttl, |at| at.elapsed().min(self.inner.ttl))
     }
 
     fn is_in_grace(&self, own: &Provenance) -> bool {
         let since = match self.inner.standings.get(own) {
             Some(Standing::Confirmed(at)) => at,
-            Some(Standing::Denied) => return false,
+            Some(Standing::Denied(_)) => return false,
             None => self.inner.started,
         };
         since.elapsed() < self.inner.grace
     }
 
-    async fn question(self, origin: Origin, digest: Digest, form: Form) -> Result<(), PullError> {
-        let asked = match form {
-            Form::Blob => ask_for_blob(&origin, &digest).await,
-            Form::Manifest => ask_for_manifest(&origin, digest).await,
-        };
+    async fn question(
+        self,
+        origin: Origin,
+        digest: Digest,
+        form: Form,
+        homes: Vec<Hop>,
+    ) -> Result<(), PullError> {
         let own = origin.provenance();
-        match &asked {
-            Ok(()) => {
-                self.confirm(&origin);
+        let said = match self.ask_homes(&origin, &digest, form, &homes).await {
+            Some(said) => said,
+            None => ask_upstream(&origin, &digest, form).await,
+        };
+        match &said {
+            Ok(at) => {
+                self.confirm_at(own.clone(), *at);
                 self.linked(&digest, own).await;
             }
             Err(error) if error.is_denial() => {
@@ -299,7 +387,7 @@ impl Access {
             }
             Err(_) => {}
         }
-        asked
+        said.map(drop)
     }
 
     async fn linked(&self, digest: &Digest, own: Provenance) {
@@ -314,8 +402,11 @@ impl Access {
     async fn refused(&self, digest: &Digest, own: Provenance, error: &PullError) {
         use crate::upstream::FetchError;
         if matches!(error, PullError::Fetch(FetchError::Denied { .. })) {
-            self.inner.standings.insert(own.clone(), Standing::Denied);
+            let standing = Standing::Denied(Instant::now());
+            self.inner.standings.insert(own.clone(), standing);
         }
+        let refused = (own.clone(), *digest);
+        self.inner.refusals.insert(refused, Instant::now());
         let removed = self.inner.store.unlink(digest, own).await;
         self.inner.links.invalidate(digest);
         if let Err(error) = removed {
@@ -339,6 +430,15 @@ pub(super) fn is_fetched_for(transfer: &Transfer, origin: &Origin) -> bool {
             .names()
             .iter()
             .all(|name| *name == own)
+}
+
+/// Asks the upstream; a yes is of now.
+async fn ask_upstream(origin: &Origin, digest: &Digest, form: Form) -> Result<Instant, PullError> {
+    match form {
+        Form::Blob => ask_for_blob(origin, digest).await?,
+        Form::Manifest => ask_for_manifest(origin, *digest).await?,
+    }
+    Ok(Instant::now())
 }
 
 async fn ask_for_blob(origin: &Origin, digest: &Digest) -> Result<(), PullError> {

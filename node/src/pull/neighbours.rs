@@ -152,6 +152,11 @@ impl Neighbours {
         hops.into_iter().filter(usable).collect()
     }
 
+    /// Returns the homes of a key that can be asked; none if this node is the first of them.
+    pub(super) fn other_homes(&self, key: Key) -> Vec<Hop> {
+        self.hops(key, Rank::Owner)
+    }
+
     /// Waits until a take may hold so many chunks in memory, for as long as the result lives.
     ///
     /// # Cancel safety

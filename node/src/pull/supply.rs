@@ -20,14 +20,15 @@ use futures_util::stream::BoxStream;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, RepositoryName};
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName, ReadChunks,
-    RecallTag, Refusal, ResolveTag,
+    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName,
+    ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 
 use crate::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
 use crate::upstream::Upstreams;
 
 use super::Puller;
+use super::access::Form;
 use super::manifest::ManifestAnswer;
 use super::origin::Origin;
 use super::rank::Rank;
@@ -146,6 +147,30 @@ impl Shared {
         })
     }
 
+    async fn vouch(&self, question: AskVouch) -> Result<Duration, Refusal> {
+        let OriginName {
+            upstream,
+            repository,
+            ..
+        } = &question.origin;
+        // What another credential may read says nothing about the asker's.
+        let origin = self
+            .origin(upstream, repository)
+            .filter(|origin| refusal::origin_name(origin) == question.origin)
+            .ok_or(Refusal::Unconfigured)?;
+        let form = if question.is_manifest {
+            Form::Manifest
+        } else {
+            Form::Blob
+        };
+        let max_age = Duration::from_millis(question.max_age_ms);
+        let access = &self.puller.inner.access;
+        let vouched = access
+            .vouch_for_peer(&origin, &question.digest, form, max_age)
+            .await;
+        vouched.map_err(|error| refusal::refusal(Some(&origin), &error))
+    }
+
     async fn holds(&self, from: NodeId, question: AskHolds) -> Vec<Holding> {
         let Puller { inner } = &self.puller;
         let AskHolds { digests, intent } = question;
@@ -217,6 +242,15 @@ impl Handler for Supplier {
     fn holds(&self, from: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
         let shared = Arc::clone(&self.shared);
         async move { shared.holds(from, question).await }.boxed()
+    }
+
+    fn vouch(
+        &self,
+        _from: NodeId,
+        question: AskVouch,
+    ) -> BoxFuture<'static, Result<Duration, Refusal>> {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.vouch(question).await }.boxed()
     }
 
     fn follow(&self, from: NodeId) -> BoxStream<'static, HoldingsChange> {

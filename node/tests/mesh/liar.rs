@@ -1,5 +1,7 @@
 //! A peer that speaks the protocol and lies about content.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
@@ -10,8 +12,8 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest};
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, MAX_TOLD_KEYS, OpenBlob, ReadChunks,
-    RecallTag, Refusal, ResolveTag,
+    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, MAX_TOLD_KEYS, OpenBlob,
+    ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 
 /// Claims to have every blob.
@@ -113,6 +115,10 @@ impl Handler for Liar {
     fn holds(&self, _: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
         let holding = self.holding;
         async move { vec![holding; question.digests.len()] }.boxed()
+    }
+
+    fn vouch(&self, _: NodeId, _: AskVouch) -> BoxFuture<'static, Result<Duration, Refusal>> {
+        async { Err(Refusal::Unable) }.boxed()
     }
 
     fn follow(&self, _: NodeId) -> BoxStream<'static, HoldingsChange> {

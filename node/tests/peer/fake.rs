@@ -16,8 +16,8 @@ use millrace_protocol::chunk::{CHUNK_BYTES, ChainHasher};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, OpenBlob, OriginName, ReadChunks, RecallTag, Refusal,
-    ResolveTag,
+    AskHolds, AskManifest, AskVouch, BlobNews, Holding, OpenBlob, OriginName, ReadChunks,
+    RecallTag, Refusal, ResolveTag,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -381,6 +381,22 @@ impl Handler for FakeHandler {
         async move {
             let _alive = turn.await;
             holdings
+        }
+        .boxed()
+    }
+
+    fn vouch(
+        &self,
+        _from: NodeId,
+        question: AskVouch,
+    ) -> BoxFuture<'static, Result<Duration, Refusal>> {
+        let turn = self.turn();
+        async move {
+            let _alive = turn.await;
+            match question.is_manifest {
+                true => Ok(Duration::from_millis(question.max_age_ms / 2)),
+                false => Err(Refusal::NotFound(question.origin)),
+            }
         }
         .boxed()
     }

@@ -47,6 +47,7 @@ impl Question {
                 at_most("number of digests", digests.len(), MAX_ASKED_DIGESTS)
             }
             Self::Follow => Ok(()),
+            Self::Vouch(vouch) => check_origin(&vouch.origin),
         }
     }
 }
@@ -71,7 +72,9 @@ impl Answer {
     /// [`BrokenBound`] names the first that does not hold.
     pub fn check_bounds(&self) -> Check {
         match self {
-            Self::Pending | Self::Done | Self::NotYet | Self::Absent => Ok(()),
+            Self::Pending | Self::Done | Self::NotYet | Self::Absent | Self::Vouched { .. } => {
+                Ok(())
+            }
             Self::Blob(news) => news.check_bounds(),
             Self::Chunk { index, length } => {
                 within(

@@ -83,6 +83,8 @@ pub enum Question {
     /// Answered by [`Answer::Holdings`] for as long as the asker listens: what the other node
     /// holds of that which the asker is responsible for, and what changes about it.
     Follow,
+    /// Answered by one [`Answer::Vouched`] or [`Answer::Refused`].
+    Vouch(AskVouch),
 }
 
 /// Asks for a blob.
@@ -155,6 +157,19 @@ pub struct AskHolds {
     pub intent: bool,
 }
 
+/// Asks whether an upstream says that a repository has some content; for the home of the content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskVouch {
+    /// The content.
+    pub digest: Digest,
+    /// Whether it is a manifest, and not a blob.
+    pub is_manifest: bool,
+    /// The repository.
+    pub origin: OriginName,
+    /// Greatest acceptable age of the answer, in milliseconds; 0 asks the upstream in any case.
+    pub max_age_ms: u64,
+}
+
 /// What comes back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
@@ -206,6 +221,11 @@ pub enum Answer {
     Refused(Refusal),
     /// News of what the other node holds.
     Holdings(HoldingsNews),
+    /// The repository has the content.
+    Vouched {
+        /// Time since the upstream last answered out of the repository, in milliseconds.
+        age_ms: u64,
+    },
 }
 
 /// One step in what a node tells of its holdings.
