@@ -10,6 +10,7 @@ use millrace::cli::{self, Cli, Command, ServeArgs};
 use millrace::config::Loaded;
 use millrace::node::Node;
 use millrace::telemetry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn serve(arguments: &ServeArgs) -> ExitCode {
     let log = &loaded.config.log;
     let started = telemetry::start(&log.level, log.formatter).map_err(anyhow::Error::from);
     let result = started.and_then(|()| {
+        raise_open_files();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
@@ -48,6 +50,23 @@ fn serve(arguments: &ServeArgs) -> ExitCode {
             eprintln!("millrace: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Lets this process open as many files as the system allows it: the usual 1,024 are kept low for
+/// programs that use `select`, and each client, each fetch and each blob that is read takes one.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => tracing::debug!(?limit.maximum, "open files"),
+        Err(error) => tracing::warn!(%error, ?limit.current, "few files can be open at a time"),
     }
 }
 

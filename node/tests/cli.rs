@@ -1,8 +1,9 @@
 //! The commands that end by themselves: what they print and with which status they end.
 
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn millrace(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_millrace"))
@@ -115,4 +116,42 @@ fn secret_prints_one_that_a_cluster_takes_and_never_the_same() {
     let line = "cluster    10.0.0.1:5050, zone fra1, waits to be joined";
     assert!(stdout.lines().any(|found| found == line), "{stdout}");
     assert!(!stdout.contains(secret));
+}
+
+#[test]
+fn serve_may_open_as_many_files_as_the_system_allows() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let file = folder.path().join("m.yml");
+    let data = folder.path().join("data");
+    let yaml = format!(
+        "http: {{addr: '127.0.0.1:0', debug: {{addr: '127.0.0.1:0'}}}}\n\
+         storage: {{filesystem: {{rootdirectory: {}}}}}\n",
+        data.display()
+    );
+    std::fs::write(&file, yaml).expect("writable");
+    let mut node = Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -S -n 256 && exec \"$0\" serve --config \"$1\" 2>&1",
+        ])
+        .args([Path::new(env!("CARGO_BIN_EXE_millrace")), &file])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the shell runs");
+    let mut said = BufReader::new(node.stdout.take().expect("piped"));
+    let mut line = String::new();
+    said.read_line(&mut line).expect("it says that it starts");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.id()));
+    node.kill().expect("it runs");
+    node.wait().expect("it ended");
+    let limits = limits.expect("it runs");
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let [soft, hard] = files
+        .map(str::split_whitespace)
+        .map_or([""; 2], |mut words| {
+            [words.nth(3), words.next()].map(Option::unwrap_or_default)
+        });
+    assert!(!soft.is_empty() && soft == hard, "{limits}\n{line}");
 }
