@@ -35,6 +35,8 @@ pub(crate) struct Content {
     pub(crate) broken: Arc<Mutex<Option<u16>>>,
     /// While set, answers wait until it says true.
     pub(crate) gate: Arc<Mutex<Option<watch::Receiver<bool>>>>,
+    /// What `Authorization` must be, once it is set.
+    guard: Arc<Mutex<Option<String>>>,
 }
 
 impl Content {
@@ -48,7 +50,16 @@ impl Content {
         self.tags.lock().insert(tag.to_owned(), digest.to_string());
     }
 
+    /// Lets in only who says this as `Authorization`; others are asked for a password.
+    pub(crate) fn guard(&self, authorization: &str) {
+        *self.guard.lock() = Some(authorization.to_owned());
+    }
+
     fn answer(&self, seen: &Seen) -> Reply {
+        let guard = self.guard.lock().clone();
+        if guard.is_some_and(|guard| guard != seen.header("authorization")) {
+            return Reply::new(401, "").header("www-authenticate", "Basic realm=\"corp\"");
+        }
         if let Some(status) = *self.broken.lock() {
             return Reply::new(status, "");
         }
@@ -208,6 +219,8 @@ pub(crate) struct Settings {
     pub(crate) pull: pull::Config,
     /// Bytes of each store.
     pub(crate) max_size: u64,
+    /// User and password for the upstream.
+    pub(crate) login: Option<(String, String)>,
 }
 
 impl Default for Settings {
@@ -215,6 +228,7 @@ impl Default for Settings {
         Self {
             pull: pull::Config::default(),
             max_size: 256 * 1024 * 1024,
+            login: None,
         }
     }
 }
@@ -404,7 +418,10 @@ fn patient() -> peer::Config {
 async fn node(zone: &str, upstream: &str, settings: Settings) -> Node {
     let (tasks, folder) = (Tasks::default(), TempDir::new().expect("a folder"));
     let identity = Identity::open(folder.path()).expect("an identity");
-    let entries = serde_saphyr::from_str(&format!("corp: {{url: '{upstream}'}}"));
+    let login = settings.login.map_or_else(String::new, |(user, password)| {
+        format!(", username: '{user}', password: '{password}'")
+    });
+    let entries = serde_saphyr::from_str(&format!("corp: {{url: '{upstream}'{login}}}"));
     let config = upstream::Config::with_builtins(entries.expect("valid YAML"), None);
     let upstreams = Upstreams::new(&config.expect("valid"), &tasks).expect("sets up");
     let store = store::Config {
