@@ -21,8 +21,8 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::frame;
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName, Question,
-    ReadChunks, RecallTag, Refusal, ResolveTag, Role,
+    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName,
+    Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
 };
 use parking_lot::Mutex;
 
@@ -101,6 +101,11 @@ impl Handler for Scribe {
         async { answer }.boxed()
     }
 
+    fn vouch(&self, _: NodeId, asked: AskVouch) -> BoxFuture<'static, Result<Duration, Refusal>> {
+        self.0.question(&Question::Vouch(asked));
+        async { Err(Refusal::Unable) }.boxed()
+    }
+
     fn follow(&self, _: NodeId) -> BoxStream<'static, HoldingsChange> {
         stream::pending().boxed()
     }
@@ -131,6 +136,13 @@ async fn ask_all(peers: &Peers, peer: NodeId, said: &Record, blob: Digest, manif
                     origins,
                 };
                 said.answer(&peers.manifest(peer, question).await);
+                let question = AskVouch {
+                    digest,
+                    is_manifest: role == Role::Home,
+                    origin: origin.clone(),
+                    max_age_ms: 0,
+                };
+                said.answer(&peers.vouch(peer, question).await);
             }
         }
         let tag: millrace_protocol::oci::Tag = "latest".parse().expect("a tag");
