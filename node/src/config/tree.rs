@@ -404,6 +404,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_may_say_more_in_comments_than_in_keys() {
+        let comments = "# note\n  # note\n".repeat(500);
+        let yaml = format!("{comments}a:\n{comments}  b: 1\n{comments}c: [\n{comments}2]\n");
+        assert_eq!(scalar(&yaml, &["a", "b"]).0, "1");
+        assert!(parse(&yaml).expect("valid YAML").find(&["c"]).is_some());
+    }
+
+    #[test]
     fn values_know_their_lines_also_through_merges() {
         let yaml = "base: &b\n  k: 1\nown:\n  <<: *b\n  l: 2\n";
         assert_eq!(scalar(yaml, &["own", "l"]).2, Origin::Line(5));
