@@ -23,6 +23,7 @@ use millrace::upstream::{AccessRule, FetchError};
 use millrace_protocol::access::Reader;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::placement::Key;
+use millrace_protocol::wire::message::{AskVouch, OriginName, Refusal};
 
 /// Longer than any pull here takes on a busy machine.
 const PROMPT: Duration = Duration::from_secs(30);
@@ -217,6 +218,33 @@ async fn a_node_whose_home_cannot_vouch_asks_the_upstream_itself() {
     let pulled = prompt(mesh.nodes[0].pull(&digest)).await;
     assert!(pulled.expect("pulled").0 == bytes);
     assert_eq!(mesh.gets("/blobs/"), 1, "the content came from the home");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_vouches_for_its_own_credential_only() {
+    let mesh = private_mesh(Duration::from_secs(600)).await;
+    let digest = mesh.content.add(noise(24, 1));
+    let order = mesh.by_walk(&digest);
+    let (home, asker) = (&mesh.nodes[order[0]], &mesh.nodes[order[1]]);
+    prompt(home.pull(&digest)).await.expect("pulled");
+    home.settled().await;
+    let own = home.store.provenance(&digest).await.remove(0);
+    let vouch = |credential: &str| {
+        let question = AskVouch {
+            origin: OriginName {
+                upstream: own.upstream.clone(),
+                repository: own.repository.clone(),
+                credential: credential.to_owned(),
+            },
+            digest,
+            is_manifest: false,
+            max_age_ms: 600_000,
+        };
+        prompt(asker.peers.vouch(home.id, question))
+    };
+    vouch(&own.credential).await.expect("it is its own");
+    let refused = vouch("another").await.expect_err("it is another's");
+    assert_eq!(refused.refusal(), Some(&Refusal::Unconfigured), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
