@@ -95,7 +95,7 @@ struct Inner {
     eviction: Mutex<()>,
     /// Tells that a fill has taken room.
     scarce: Notify,
-    /// What this node says that it has not, because it is about to go.
+    /// What is about to go if others have it, so that they may not count on this copy.
     withdrawn: Mutex<HashSet<Digest>>,
     /// What no other node is known to have.
     spared: Mutex<Spared>,

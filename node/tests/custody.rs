@@ -22,7 +22,7 @@ use millrace::task::Tasks;
 use millrace::upstream::{self, Upstreams};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest};
-use millrace_protocol::wire::message::{AskHolds, Holding};
+use millrace_protocol::wire::message::{AskHolds, Holding, Purpose};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc};
@@ -214,21 +214,28 @@ async fn what_is_judged_is_withdrawn_and_comes_back_when_it_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn peers_are_told_that_what_is_judged_is_not_here() {
+async fn who_means_to_drop_its_copy_does_not_count_on_one_that_is_judged() {
     let mut scene = Scene::start().await;
     let supplier = scene.supplier();
     scene.others.answers.forget_permits(MANY);
     let digests = scene.fill(16).await;
     scene.keep_room();
     let judged = prompt(scene.asked.recv()).await.expect("a question");
-    let question = AskHolds {
-        digests: digests.clone(),
-        intent: false,
-    };
-    let told = prompt(supplier.holds(NodeId::new([7; 32]), question)).await;
-    for (digest, holding) in digests.iter().zip(told) {
-        let is_here = holding == Holding::Whole;
-        assert_ne!(is_here, judged.contains(digest), "{digest}");
+    for purpose in [Purpose::Know, Purpose::Fetch, Purpose::Drop] {
+        let question = AskHolds {
+            digests: digests.clone(),
+            purpose,
+        };
+        let told = prompt(supplier.holds(NodeId::new([7; 32]), question)).await;
+        for (digest, holding) in digests.iter().zip(told) {
+            // Who only wants it can have it for as long as it is here.
+            let is_kept_back = purpose == Purpose::Drop && judged.contains(digest);
+            assert_eq!(
+                holding == Holding::Whole,
+                !is_kept_back,
+                "{purpose:?} {digest}"
+            );
+        }
     }
 }
 

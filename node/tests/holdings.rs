@@ -20,7 +20,7 @@ use millrace::peer::{Handler, Members};
 use millrace::pull::Source;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::Key;
-use millrace_protocol::wire::message::{AskHolds, Holding, HoldingsChange};
+use millrace_protocol::wire::message::{AskHolds, Holding, HoldingsChange, Purpose};
 use tokio::sync::watch;
 
 /// Longer than anything here takes on a busy machine.
@@ -236,10 +236,10 @@ async fn who_has_asked_with_the_intent_to_fetch_is_asked_back() {
         prompt(node.in_sync(2)).await;
     }
     let home = &mesh.nodes[mesh.by_walk(&digest)[0]];
-    for intent in [false, true] {
+    for purpose in [Purpose::Know, Purpose::Drop, Purpose::Fetch] {
         let question = AskHolds {
             digests: vec![digest],
-            intent,
+            purpose,
         };
         let answer = other.peers.holds(home.id, question, PROMPT).await;
         assert_eq!(answer.expect("answered"), [Holding::No]);

@@ -19,7 +19,7 @@ use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use millrace_protocol::wire::frame;
 use millrace_protocol::wire::message::{
     Answer, AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, HoldingsNews,
-    OpenBlob, Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
+    OpenBlob, Purpose, Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
 };
 use quinn::VarInt;
 use raw::Raw;
@@ -47,7 +47,7 @@ fn read(digest: Digest, first: u32, count: u32) -> ReadChunks {
 fn holds(digests: &[Digest]) -> AskHolds {
     AskHolds {
         digests: digests.to_vec(),
-        intent: false,
+        purpose: Purpose::Know,
     }
 }
 
@@ -782,7 +782,7 @@ async fn a_question_beyond_its_bounds_is_not_asked() {
             b.id,
             AskHolds {
                 digests,
-                intent: false,
+                purpose: Purpose::Know,
             },
             Duration::from_secs(9),
         )

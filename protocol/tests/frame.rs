@@ -14,8 +14,8 @@ use millrace_protocol::wire::frame::{self, FrameError, HEADER_BYTES, MAX_QUESTIO
 use millrace_protocol::wire::message::{
     Answer, AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, HoldingsNews,
     MAX_ASKED_DIGESTS, MAX_CHAIN_VALUES, MAX_NAME_BYTES, MAX_ORIGINS, MAX_PROVENANCE,
-    MAX_READ_CHUNKS, MAX_REASON_BYTES, MAX_SOURCES, MAX_TOLD_KEYS, OpenBlob, OriginName, Question,
-    ReadChunks, RecallTag, Refusal, ResolveTag, Role,
+    MAX_READ_CHUNKS, MAX_REASON_BYTES, MAX_SOURCES, MAX_TOLD_KEYS, OpenBlob, OriginName, Purpose,
+    Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -67,7 +67,7 @@ fn golden_questions() -> Vec<Question> {
         }),
         Question::Holds(AskHolds {
             digests: vec![digest()],
-            intent: true,
+            purpose: Purpose::Fetch,
         }),
         Question::Follow,
         Question::Vouch(AskVouch {
@@ -256,7 +256,7 @@ fn questions_keep_their_bounds() {
     let holds = |count: usize| {
         Question::Holds(AskHolds {
             digests: vec![Digest::of(Algorithm::Sha512, b""); count],
-            intent: false,
+            purpose: Purpose::Know,
         })
     };
     assert!(frame::encode(&holds(MAX_ASKED_DIGESTS)).is_ok());
@@ -425,8 +425,15 @@ fn any_question() -> impl Strategy<Value = Question> {
                 tag,
             })
         }),
-        (vec(any_digest(), 0..50), any::<bool>())
-            .prop_map(|(digests, intent)| Question::Holds(AskHolds { digests, intent })),
+        (
+            vec(any_digest(), 0..50),
+            prop_oneof![
+                Just(Purpose::Know),
+                Just(Purpose::Fetch),
+                Just(Purpose::Drop)
+            ],
+        )
+            .prop_map(|(digests, purpose)| Question::Holds(AskHolds { digests, purpose })),
         Just(Question::Follow),
         (any_digest(), any::<bool>(), any_origin(), any::<u64>()).prop_map(
             |(digest, is_manifest, origin, max_age_ms)| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::placement::Key;
-use millrace_protocol::wire::message::Role;
+use millrace_protocol::wire::message::{Purpose, Role};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -15,7 +15,6 @@ use super::error::PullError;
 use super::fill::Halt;
 use super::neighbours::{HOPS_PATIENCE, Hop, Neighbours};
 use super::rank::Rank;
-use super::search::Purpose;
 use super::sink::Sink;
 use super::take::{Ended, Take};
 use super::transfer::Transfer;

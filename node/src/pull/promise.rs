@@ -5,13 +5,12 @@
 //! asked by the caller.
 
 use millrace_protocol::oci::{Descriptor, Digest, Manifest};
-use millrace_protocol::wire::message::{AskManifest, Role};
+use millrace_protocol::wire::message::{AskManifest, Purpose, Role};
 
 use crate::store::Store;
 
 use super::error::PullError;
 use super::neighbours::Neighbours;
-use super::search::Purpose;
 
 /// Most children of an index that are looked into.
 const MAX_CHILDREN: usize = 256;

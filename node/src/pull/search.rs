@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
+use millrace_protocol::wire::message::Purpose;
 
 use super::neighbours::Neighbours;
 
@@ -17,15 +18,6 @@ pub(super) struct Search<'a> {
     found: VecDeque<NodeId>,
     asked: bool,
     fetching: Option<NodeId>,
-}
-
-/// What the searcher does when nobody has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// It asks an upstream.
-    Fetch,
-    /// It goes without.
-    Know,
 }
 
 impl<'a> Search<'a> {

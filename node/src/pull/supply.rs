@@ -11,6 +11,7 @@ mod reading;
 mod takers;
 mod telling;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, RepositoryName};
 use millrace_protocol::wire::message::{
     AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName,
-    ReadChunks, RecallTag, Refusal, ResolveTag,
+    Purpose, ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 
 use crate::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
@@ -173,17 +174,26 @@ impl Shared {
 
     async fn holds(&self, from: NodeId, question: AskHolds) -> Vec<Holding> {
         let Puller { inner } = &self.puller;
-        let AskHolds { digests, intent } = question;
-        if let Some(neighbours) = inner.neighbours.as_ref().filter(|_| intent) {
+        let AskHolds { digests, purpose } = question;
+        let intends = purpose == Purpose::Fetch;
+        if let Some(neighbours) = inner.neighbours.as_ref().filter(|_| intends) {
             // Before looking whether this node means to fetch the same: if it does so later, it
             // finds the other's intent.
             neighbours.note_intent(from, &digests);
         }
+        let offered =
+            |digest: &&Digest| purpose != Purpose::Drop || !inner.store.is_withdrawn(digest);
+        // Before the files are looked at: what is withdrawn now may be gone, and no longer withdrawn,
+        // by the time that its file was found.
+        let offered: HashSet<Digest> = digests.iter().filter(offered).copied().collect();
         let missing = inner.store.missing(digests.clone()).await;
         // A store that cannot be read cannot serve either.
         let missing = missing.unwrap_or_else(|_| digests.clone());
         let holding = |digest: &Digest| {
-            if !missing.contains(digest) && !inner.store.is_withdrawn(digest) {
+            if !offered.contains(digest) {
+                return Holding::No;
+            }
+            if !missing.contains(digest) {
                 return Holding::Whole;
             }
             let Some(transfer) = inner.fillers.table.get(digest) else {

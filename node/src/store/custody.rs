@@ -2,10 +2,10 @@
 //! goes before one that may be the last.
 //!
 //! A fill must not wait for questions to other nodes, so this runs behind the fills and keeps a
-//! little room free. What is about to go is *withdrawn* first: from then on this node says that it
-//! has it not. Of two nodes that mean to drop the same, at least one hears that of the other, and
-//! keeps its copy. Who the others are is not known here: a room above answers for them. The bound
-//! itself is kept in `eviction`, which waits for nobody.
+//! little room free. What is about to go is *withdrawn* first: from then on nobody who means to drop
+//! its own copy may count on it. Of two nodes that mean to drop the same, at least one hears that of
+//! the other, and keeps its copy. Who the others are is not known here: a room above answers for
+//! them. The bound itself is kept in `eviction`, which waits for nobody.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -61,12 +61,12 @@ struct Candidate {
 /// Copies that may be the last, as far as is known.
 #[derive(Debug, Default)]
 pub(super) struct Spared {
-    copies: HashMap<Digest, Copy>,
+    copies: HashMap<Digest, LastCopy>,
     bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Copy {
+struct LastCopy {
     size: u64,
     until: Instant,
 }
@@ -81,7 +81,7 @@ impl Spared {
         if self.copies.len() < MAX_SPARED {
             let Candidate { digest, size } = candidate;
             let until = now + SPARED_FOR;
-            self.copies.insert(digest, Copy { size, until });
+            self.copies.insert(digest, LastCopy { size, until });
             self.bytes += size;
         }
     }
@@ -141,7 +141,7 @@ impl Store {
         });
     }
 
-    /// Whether content is about to go, so that nobody may count on it.
+    /// Whether content is about to go, so that nobody who drops its own copy may count on it.
     pub fn is_withdrawn(&self, digest: &Digest) -> bool {
         self.inner.withdrawn.lock().contains(digest)
     }

@@ -152,9 +152,19 @@ pub struct AskHolds {
     /// Blobs and manifests; at most [`MAX_ASKED_DIGESTS`].
     #[serde(deserialize_with = "gradual::read")]
     pub digests: Vec<Digest>,
-    /// Whether the asker goes to an upstream for them if nobody has them: who is asked has to ask
-    /// back before it does the same.
-    pub intent: bool,
+    /// What the asker does by the answer.
+    pub purpose: Purpose,
+}
+
+/// What a node that asks who has some content does by the answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// It takes it from whoever has it, or goes without.
+    Know,
+    /// It asks an upstream if nobody has it: who is asked has to ask back before it does the same.
+    Fetch,
+    /// It drops its copy if another has one: who means to drop its own has none.
+    Drop,
 }
 
 /// Asks whether an upstream says that a repository has some content; for the home of the content.

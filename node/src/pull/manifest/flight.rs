@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use millrace_protocol::oci::{Digest, Reference};
 use millrace_protocol::placement::Key;
-use millrace_protocol::wire::message::{AskManifest, Role};
+use millrace_protocol::wire::message::{AskManifest, Purpose, Role};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,7 +20,6 @@ use crate::pull::origin::{Origin, Source};
 use crate::pull::rank::Rank;
 use crate::pull::refusal::{final_for, provenance_of};
 use crate::pull::replicate::Kind;
-use crate::pull::search::Purpose;
 use crate::upstream::Subject;
 
 use super::{ManifestAnswer, Manifests};

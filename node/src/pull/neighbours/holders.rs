@@ -12,13 +12,13 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{
-    AskHolds, BlobNews, Holding, MAX_ASKED_DIGESTS, OpenBlob, Role,
+    AskHolds, BlobNews, Holding, MAX_ASKED_DIGESTS, OpenBlob, Purpose, Role,
 };
 
 use crate::cluster::{Member, View};
 use crate::pull::directory::Word;
 use crate::pull::metrics::Answered;
-use crate::pull::search::{Purpose, Search};
+use crate::pull::search::Search;
 use crate::store::Custody;
 
 use super::Neighbours;
@@ -68,13 +68,12 @@ impl Neighbours {
         let key = Key::of_digest(digest);
         let asked = self.usable(&view);
         let asked = asked.filter(|member| self.has_to_be_asked(&view, &member.id, key, purpose));
-        let intent = purpose == Purpose::Fetch;
         let questions: Vec<_> = asked.map(|member| (member, vec![*digest])).collect();
         self.metrics.count_search(match questions.is_empty() {
             true => Answered::Known,
             false => Answered::Asked,
         });
-        let mut answers = self.put(&view, questions, intent);
+        let mut answers = self.put(&view, questions, purpose);
         let mut holders = Holders::default();
         while let Some((peer, _, holding)) = answers.next().await {
             match holding.first() {
@@ -100,7 +99,7 @@ impl Neighbours {
             .usable(&view)
             .filter(|member| told.contains(&member.id));
         let questions = told.map(|member| (member, vec![*digest])).collect();
-        let mut answers = self.put(&view, questions, true);
+        let mut answers = self.put(&view, questions, Purpose::Fetch);
         while answers.next().await.is_some() {}
     }
 
@@ -144,7 +143,7 @@ impl Neighbours {
                 (member, unknown.copied().collect::<Vec<Digest>>())
             });
             let questions = questions.filter(|(_, unknown)| !unknown.is_empty());
-            held.extend(self.whole(&view, questions.collect()).await);
+            held.extend(self.whole(&view, questions.collect(), Purpose::Know).await);
         }
         missing.retain(|digest| !held.contains(digest));
         missing
@@ -158,15 +157,20 @@ impl Neighbours {
         for part in digests.chunks(MAX_ASKED_DIGESTS) {
             let stay = self.usable(&view).filter(|member| member.weight > 0);
             let questions = stay.map(|member| (member, part.to_vec())).collect();
-            held.extend(self.whole(&view, questions).await);
+            held.extend(self.whole(&view, questions, Purpose::Drop).await);
         }
         held
     }
 
     /// Puts questions, and returns what somebody has the whole of.
-    async fn whole(&self, view: &View, questions: Vec<(&Member, Vec<Digest>)>) -> HashSet<Digest> {
+    async fn whole(
+        &self,
+        view: &View,
+        questions: Vec<(&Member, Vec<Digest>)>,
+        purpose: Purpose,
+    ) -> HashSet<Digest> {
         let mut held = HashSet::new();
-        let mut answers = self.put(view, questions, false);
+        let mut answers = self.put(view, questions, purpose);
         while let Some((_, asked, holdings)) = answers.next().await {
             let answered = asked.into_iter().zip(holdings);
             let whole = answered.filter(|(_, holding)| *holding == Holding::Whole);
@@ -217,14 +221,14 @@ impl Neighbours {
         &self,
         view: &View,
         questions: Vec<(&Member, Vec<Digest>)>,
-        intent: bool,
+        purpose: Purpose,
     ) -> FuturesUnordered<impl Future<Output = (NodeId, Vec<Digest>, Vec<Holding>)> + use<>> {
         let ask = |(member, digests): (&Member, Vec<Digest>)| {
             let patience = self.patience(view, member);
             let (peers, peer) = (self.peers.clone(), member.id);
             async move {
                 let asked = digests.clone();
-                let question = AskHolds { digests, intent };
+                let question = AskHolds { digests, purpose };
                 let answer = peers.holds(peer, question, patience).await;
                 (peer, asked, answer.unwrap_or_default())
             }
