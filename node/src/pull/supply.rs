@@ -85,6 +85,11 @@ impl Shared {
         })
     }
 
+    fn configured(&self, name: &OriginName) -> Result<Origin, Refusal> {
+        let origin = self.origin(&name.upstream, &name.repository);
+        origin.ok_or(Refusal::Unconfigured)
+    }
+
     async fn manifest(&self, question: AskManifest) -> Result<PeerManifest, Refusal> {
         let manifests = &self.puller.inner.manifests;
         let digest = question.digest;
@@ -114,14 +119,7 @@ impl Shared {
     }
 
     async fn resolve(&self, question: ResolveTag) -> Result<PeerTag, Refusal> {
-        let OriginName {
-            upstream,
-            repository,
-            ..
-        } = &question.origin;
-        let origin = self
-            .origin(upstream, repository)
-            .ok_or(Refusal::Unconfigured)?;
+        let origin = self.configured(&question.origin)?;
         let max_age = Duration::from_millis(question.max_age_ms);
         let tags = &self.puller.inner.tags;
         let resolved = tags.resolve_as_home(&origin, &question.tag, max_age).await;
@@ -149,16 +147,11 @@ impl Shared {
     }
 
     async fn vouch(&self, question: AskVouch) -> Result<Duration, Refusal> {
-        let OriginName {
-            upstream,
-            repository,
-            ..
-        } = &question.origin;
+        let origin = self.configured(&question.origin)?;
         // What another credential may read says nothing about the asker's.
-        let origin = self
-            .origin(upstream, repository)
-            .filter(|origin| refusal::origin_name(origin) == question.origin)
-            .ok_or(Refusal::Unconfigured)?;
+        if refusal::origin_name(&origin) != question.origin {
+            return Err(Refusal::Unconfigured);
+        }
         let form = if question.is_manifest {
             Form::Manifest
         } else {
