@@ -15,7 +15,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
-use mesh::{Mesh, Settings};
+use mesh::{Mesh, Settings, prompt};
 use millrace::peer::{ChunkEvent, Handler, PeerManifest, PeerTag, Peers};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
@@ -28,14 +28,6 @@ use parking_lot::Mutex;
 
 const USER: &str = "ci";
 const PASSWORD: &str = "zzmarkedzz";
-
-/// Longer than any pull here takes on a busy machine.
-const PROMPT: Duration = Duration::from_secs(30);
-
-async fn prompt<T>(future: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(PROMPT, future).await;
-    waited.expect("it takes no longer")
-}
 
 /// Everything that was said, as it travels or as it is shown.
 #[derive(Clone, Debug, Default)]

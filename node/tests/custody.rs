@@ -9,12 +9,11 @@ mod mesh;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use mesh::{Mesh, Node, Settings};
+use mesh::{Mesh, Node, Settings, eventually, prompt};
 use millrace::peer::Handler;
 use millrace::pull::{self, Puller, Supplier};
 use millrace::store::{Config, Custody, Provenance, Sidecar, Store};
@@ -27,9 +26,6 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc};
 
-/// Longer than anything here takes on a busy machine.
-const PROMPT: Duration = Duration::from_secs(60);
-
 /// Bytes of a store; a sixteenth of them is kept free.
 const MAX_SIZE: u64 = 1_600_000;
 
@@ -38,21 +34,6 @@ const MANY: usize = 10_000;
 
 /// Bytes of a blob: fifteen of them fit, and one more lacks room.
 const BLOB: usize = 100_000;
-
-async fn prompt<T>(future: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(PROMPT, future).await;
-    waited.expect("it takes no longer")
-}
-
-/// Waits for what nothing tells of.
-async fn eventually(mut condition: impl FnMut() -> bool) {
-    prompt(async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
 
 /// Other nodes that have what the test says.
 #[derive(Debug)]

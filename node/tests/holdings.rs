@@ -10,11 +10,10 @@ mod liar;
 mod mesh;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use liar::Liar;
-use mesh::{Mesh, Node};
+use mesh::{Mesh, Node, PROMPT, eventually, prompt};
 use millrace::cluster::{Member, View};
 use millrace::peer::{Handler, Members};
 use millrace::pull::Source;
@@ -22,24 +21,6 @@ use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{AskHolds, Holding, HoldingsChange, Purpose};
 use tokio::sync::watch;
-
-/// Longer than anything here takes on a busy machine.
-const PROMPT: Duration = Duration::from_secs(60);
-
-async fn prompt<T>(future: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(PROMPT, future).await;
-    waited.expect("it takes no longer")
-}
-
-/// Waits for what nothing tells of.
-async fn eventually(mut condition: impl FnMut() -> bool) {
-    prompt(async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
 
 fn blob(seed: u8) -> Vec<u8> {
     vec![seed; 100_000]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use liar::Liar;
-use mesh::{Mesh, Settings};
+use mesh::{Mesh, Settings, prompt};
 use millrace::peer::Members;
 use millrace::pull::{PullError, Source};
 use millrace::upstream::{AccessRule, FetchError};
@@ -24,9 +24,6 @@ use millrace_protocol::access::Reader;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{AskVouch, OriginName, Refusal};
-
-/// Longer than any pull here takes on a busy machine.
-const PROMPT: Duration = Duration::from_secs(30);
 
 /// Bytes of a blob of `chunks` chunks, the last one short.
 fn noise(seed: u8, chunks: u64) -> Vec<u8> {
@@ -40,12 +37,6 @@ fn noise(seed: u8, chunks: u64) -> Vec<u8> {
             (state >> 56) as u8
         })
         .collect()
-}
-
-async fn prompt<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PROMPT, future)
-        .await
-        .expect("nothing waits in a circle")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,25 @@ use super::fake::{Fake, Reply, Seen};
 /// Time that nodes have to answer each other.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Longer than anything takes on a busy machine, unless it waits in a circle.
+pub(crate) const PROMPT: Duration = Duration::from_secs(60);
+
+/// Waits for what has to come to an end.
+pub(crate) async fn prompt<T>(future: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(PROMPT, future).await;
+    waited.expect("it takes no longer, and waits for nobody in a circle")
+}
+
+/// Waits for what nothing tells of.
+pub(crate) async fn eventually(mut condition: impl FnMut() -> bool) {
+    prompt(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
 /// What the upstream has: by digest or tag.
 #[derive(Clone, Default)]
 pub(crate) struct Content {
