@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser as _;
 use millrace_cluster_tests::load::machine;
-use millrace_cluster_tests::load::table::{Figure, Table};
+use millrace_cluster_tests::load::table::{self, Figure};
 
 use options::{Options, Row};
 
@@ -47,9 +47,6 @@ mod rival;
 #[path = "../peer/sink.rs"]
 mod sink;
 
-/// The exit status of `--strict` when a target was missed.
-const MISSED: u8 = 2;
-
 // Children end with the thread that started them: one thread drives everything.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -67,28 +64,9 @@ async fn main() -> ExitCode {
 }
 
 async fn measure_all(options: &Options) -> ExitCode {
-    let mut table = Table::default();
-    let mut failed = false;
     println!("{}\n{}", options.describe(), machine::describe());
-    for row in options.rows() {
-        eprintln!("measuring {row}");
-        match measure(row, options).await {
-            Ok(figures) => {
-                eprintln!("{}", Table::of(figures.clone()));
-                table.extend(figures);
-            }
-            Err(error) => {
-                eprintln!("{row} could not be measured: {error:?}");
-                failed = true;
-            }
-        }
-    }
-    println!("{table}");
-    match (failed, options.strict && table.missed()) {
-        (true, _) => ExitCode::FAILURE,
-        (false, true) => ExitCode::from(MISSED),
-        (false, false) => ExitCode::SUCCESS,
-    }
+    let measure = async |row| measure(row, options).await;
+    table::measure_all(options.rows(), options.strict, measure).await
 }
 
 async fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {

@@ -16,7 +16,7 @@ use anyhow::Result;
 use clap::Parser as _;
 
 use millrace_cluster_tests::load::machine;
-use millrace_cluster_tests::load::table::{Figure, Table};
+use millrace_cluster_tests::load::table::{self, Figure};
 use options::{Options, Row};
 
 mod cold_blob;
@@ -27,36 +27,14 @@ mod stampede;
 mod subject;
 mod warm_blob;
 
-/// The exit status of `--strict` when a target was missed.
-const MISSED: u8 = 2;
-
 // Children end with the thread that started them and clients bring threads of their own: so one
 // thread drives everything, and blocks while it measures.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    let mut table = Table::default();
-    let mut failed = false;
     println!("{}\n{}", options.describe(), machine::describe());
-    for row in options.rows() {
-        eprintln!("measuring {row}");
-        match measure(row, &options).await {
-            Ok(figures) => {
-                eprintln!("{}", Table::of(figures.clone()));
-                table.extend(figures);
-            }
-            Err(error) => {
-                eprintln!("{row} could not be measured: {error:?}");
-                failed = true;
-            }
-        }
-    }
-    println!("{table}");
-    match (failed, options.strict && table.missed()) {
-        (true, _) => ExitCode::FAILURE,
-        (false, true) => ExitCode::from(MISSED),
-        (false, false) => ExitCode::SUCCESS,
-    }
+    let measure = async |row| measure(row, &options).await;
+    table::measure_all(options.rows(), options.strict, measure).await
 }
 
 async fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {

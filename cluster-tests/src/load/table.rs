@@ -1,6 +1,9 @@
 //! Figures, the targets they are judged by, and the table that shows both.
 
 use std::fmt;
+use std::process::ExitCode;
+
+use anyhow::Result;
 
 use super::runs::{Quality, Spread};
 
@@ -154,6 +157,40 @@ impl Table {
     /// Tells whether a target was missed.
     pub fn missed(&self) -> bool {
         self.figures.iter().any(Figure::is_missed)
+    }
+}
+
+/// The exit status of a strict benchmark that missed a target.
+const MISSED: u8 = 2;
+
+/// Measures rows one after the other, and prints the table of those that could be measured.
+///
+/// Fails when one could not be, or, if it is `strict`, with status 2 when a target was missed.
+pub async fn measure_all<R: fmt::Display + Copy>(
+    rows: Vec<R>,
+    strict: bool,
+    measure: impl AsyncFn(R) -> Result<Vec<Figure>>,
+) -> ExitCode {
+    let mut table = Table::default();
+    let mut failed = false;
+    for row in rows {
+        eprintln!("measuring {row}");
+        match measure(row).await {
+            Ok(figures) => {
+                eprintln!("{}", Table::of(figures.clone()));
+                table.extend(figures);
+            }
+            Err(error) => {
+                eprintln!("{row} could not be measured: {error:?}");
+                failed = true;
+            }
+        }
+    }
+    println!("{table}");
+    match (failed, strict && table.missed()) {
+        (true, _) => ExitCode::FAILURE,
+        (false, true) => ExitCode::from(MISSED),
+        (false, false) => ExitCode::SUCCESS,
     }
 }
 
