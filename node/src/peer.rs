@@ -21,6 +21,7 @@ mod link;
 mod links;
 mod metrics;
 mod outbox;
+pub mod raw_key;
 mod status;
 mod tls;
 

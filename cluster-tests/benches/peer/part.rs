@@ -77,7 +77,7 @@ impl Part {
             } => {
                 let received = match program {
                     Program::Ours => ours::receive(target, *from, folder).await?,
-                    Program::Rival => rival::receive(target, *from).await?,
+                    Program::Rival => rival::receive(target, *from, folder).await?,
                 };
                 println!("{received}");
                 told_to_end().await

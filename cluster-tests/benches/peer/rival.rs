@@ -8,14 +8,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use millrace::cluster::Identity;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use millrace::peer::raw_key::{self, Admit};
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::ring::{cipher_suite, default_provider, sign::any_eddsa_type};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::AlwaysResolvesServerRawPublicKeys;
+use rustls::crypto::ring::{cipher_suite, default_provider};
+use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
-use rustls::version::TLS13;
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -28,11 +25,8 @@ const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Reads the file and sends it to the first who connects.
 pub(crate) async fn send(source: &Path, listen: SocketAddr, folder: &Path) -> Result<()> {
-    let key = key(folder)?;
-    let config = ServerConfig::builder_with_provider(Arc::new(provider()))
-        .with_protocol_versions(&[&TLS13])?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(key)));
+    let key = key(&folder.join("rival-sender"))?;
+    let config = raw_key::server_config(Arc::new(provider()), key, Anybody)?;
     let listener = TcpListener::bind(listen).await?;
     println!("{}", listener.local_addr()?);
     let (stream, _) = listener.accept().await?;
@@ -51,12 +45,9 @@ pub(crate) async fn send(source: &Path, listen: SocketAddr, folder: &Path) -> Re
 }
 
 /// Receives, hashes once and writes.
-pub(crate) async fn receive(target: &Path, from: SocketAddr) -> Result<Received> {
-    let config = ClientConfig::builder_with_provider(Arc::new(provider()))
-        .with_protocol_versions(&[&TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody))
-        .with_no_client_auth();
+pub(crate) async fn receive(target: &Path, from: SocketAddr, folder: &Path) -> Result<Received> {
+    let key = key(&folder.join("rival-receiver"))?;
+    let config = raw_key::client_config(Arc::new(provider()), key, Anybody)?;
     let mut sink = Sink::create(target)?;
     let stream = TcpStream::connect(from).await?;
     let name = ServerName::try_from("rival").context("a name")?;
@@ -81,52 +72,15 @@ fn provider() -> CryptoProvider {
 
 /// Any key does: who is at the other end is not what is measured.
 fn key(folder: &Path) -> Result<Arc<CertifiedKey>> {
-    let identity = Identity::open(&folder.join("rival"))?;
-    let key = any_eddsa_type(&identity.pkcs8())?;
-    let raw = key.public_key().context("a public key")?;
-    let raw = CertificateDer::from(raw.as_ref().to_vec());
-    Ok(Arc::new(CertifiedKey::new(vec![raw], key)))
+    Ok(raw_key::certified_key(&Identity::open(folder)?)?)
 }
 
-/// Accepts every server.
+/// Accepts every other end.
 #[derive(Debug)]
 struct Anybody;
 
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
+impl Admit for Anybody {
+    fn admit(&self, _spki: &[u8]) -> Result<(), rustls::Error> {
+        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use tracing::{debug, info_span};
 use super::link::{Close, Dialler};
 use super::links::Links;
 use super::metrics::Reject;
-use super::tls;
+use super::raw_key;
 
 /// Handshakes under way; each costs a signature. A cluster that starts as a whole has 149 of them
 /// at most, and who is refused comes back.
@@ -77,5 +77,5 @@ async fn shake_hands(links: &Arc<Links>, incoming: Incoming) -> Result<(), Conne
 fn shown_key(connection: &Connection) -> Option<NodeId> {
     let shown = connection.peer_identity()?;
     let keys = shown.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    tls::node_id(keys.first()?)
+    raw_key::node_id(keys.first()?)
 }
