@@ -195,7 +195,14 @@ async fn bind(address: &ListenAddr, key: &'static str) -> Result<TcpListener, St
         .map_err(io::Error::other)
         .and_then(|found| found)
         .map_err(error)?;
-    TcpListener::bind(addresses.as_slice()).await.map_err(error)
+    let mut refused = io::ErrorKind::AddrNotAvailable.into();
+    for address in addresses {
+        match registry::listen(address) {
+            Ok(listener) => return Ok(listener),
+            Err(why) => refused = why,
+        }
+    }
+    Err(error(refused))
 }
 
 fn listener(name: &'static str, listener: &TcpListener, admits: &'static str) -> Listener {
