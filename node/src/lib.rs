@@ -7,7 +7,8 @@
 //! L4        pull
 //! L3  peer   upstream                 (upstream knows neither cluster nor peer)
 //! L2  cluster   store                 (they do not know each other)
-//! L1  tls  telemetry  task  units     (know no room)
+//! L1  tls  telemetry  task  units     (know no room, but for tls, which uses watch)
+//!     watch                           (files that change while the node runs)
 //! L0  protocol                        (the crate millrace-protocol; no I/O)
 //! ```
 
@@ -25,3 +26,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod units;
 pub mod upstream;
+pub mod watch;

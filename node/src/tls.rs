@@ -2,8 +2,7 @@
 //!
 //! [`Tls::load`] reads the files and says clearly what is wrong with them. [`Tls::watch`] looks at
 //! them again and again: what can be used takes the place of what was there for connections that
-//! come later, what cannot is told and changes nothing. Polling and not notification, because
-//! files in containers are often links that are swapped far from the path that is configured.
+//! come later, what cannot is told and changes nothing.
 //!
 //! This room accepts no connection and knows neither HTTP nor who may read what.
 
@@ -17,7 +16,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use rustls::ServerConfig;
 use serde::Serialize;
 
@@ -26,11 +24,9 @@ pub use config::{ClientAuth, Config, MinimumTls};
 pub use error::TlsError;
 pub use files::Files;
 
-use files::Loaded;
+use files::{Fingerprint, Loaded};
 
-/// How often the files are looked at. A renewed certificate is urgent by days, a withdrawn client
-/// authority by less; reading a few kilobytes costs nothing.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+use crate::watch::{self, Refusal, Unusable};
 
 /// From this time before its end on, a certificate is complained about at every start and reload.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -45,17 +41,7 @@ pub struct Tls {
 struct Inner {
     files: Files,
     current: ArcSwap<Loaded>,
-    /// The content that could not be used, by its fingerprint, and why.
-    refused: Mutex<Option<(files::Fingerprint, Refusal)>>,
-}
-
-/// A change of the files that could not be used.
-#[derive(Clone, Debug, Serialize)]
-pub struct Refusal {
-    /// When it was found, in seconds since 1970.
-    pub at_unix_seconds: u64,
-    /// What is wrong.
-    pub message: String,
+    refused: Unusable<Fingerprint>,
 }
 
 /// The certificate in use.
@@ -80,7 +66,7 @@ impl Tls {
         let inner = Inner {
             files,
             current: ArcSwap::from_pointee(loaded),
-            refused: Mutex::default(),
+            refused: Unusable::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -95,11 +81,10 @@ impl Tls {
     /// Returns what is in use, and what is wrong with the files.
     pub fn status(&self) -> Status {
         let current = self.inner.current.load();
-        let refused = self.inner.refused.lock();
         Status {
             not_after_unix_seconds: current.not_after_unix_seconds,
             reloads: current.generation,
-            refused: refused.as_ref().map(|(_, refusal)| refusal.clone()),
+            refused: self.inner.refused.last(),
         }
     }
 
@@ -108,18 +93,7 @@ impl Tls {
     /// # Cancel safety
     /// Dropping the future ends the watching; a file that is being read is taken over or not.
     pub async fn watch(self, stopping: impl Future<Output = ()>) {
-        let mut stopping = std::pin::pin!(stopping);
-        loop {
-            tokio::select! {
-                () = &mut stopping => return,
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
-            }
-            let tls = self.clone();
-            let reloaded = tokio::task::spawn_blocking(move || tls.reload()).await;
-            if let Err(error) = reloaded {
-                tracing::error!(%error, "the certificate files cannot be looked at");
-            }
-        }
+        watch::poll("the certificate files", move || self.reload(), stopping).await;
     }
 
     /// Looks at the files once; blocks.
@@ -127,17 +101,15 @@ impl Tls {
         let files = &self.inner.files;
         let (fingerprint, read) = match files.read() {
             Ok(read) => (read.fingerprint(), Ok(read)),
-            Err(error) => (files::Fingerprint::of_error(&error), Err(error)),
+            Err(error) => (Fingerprint::of_error(&error), Err(error)),
         };
         let current = self.inner.current.load();
         if current.fingerprint == fingerprint {
             // Back to what is in use: whatever was wrong is not there any more.
-            *self.inner.refused.lock() = None;
+            self.inner.refused.clear();
             return;
         }
-        let is_known =
-            matches!(&*self.inner.refused.lock(), Some((known, _)) if *known == fingerprint);
-        if is_known {
+        if self.inner.refused.is_known(&fingerprint) {
             return;
         }
         match read.and_then(|read| files.load(&read, SystemTime::now())) {
@@ -145,7 +117,7 @@ impl Tls {
                 loaded.generation = current.generation + 1;
                 loaded.warn_if_short();
                 self.inner.current.store(Arc::new(loaded));
-                *self.inner.refused.lock() = None;
+                self.inner.refused.clear();
                 tracing::info!("the certificate files have changed and are in use");
             }
             Err(error) => {
@@ -153,25 +125,8 @@ impl Tls {
                     error = &error as &dyn std::error::Error,
                     "the certificate files have changed and cannot be used; the old ones stay"
                 );
-                *self.inner.refused.lock() = Some((fingerprint, Refusal::now(&error)));
+                self.inner.refused.refuse(fingerprint, &error);
             }
-        }
-    }
-}
-
-impl Refusal {
-    /// Describes an error that was found now, with what is behind it.
-    fn now(error: &dyn std::error::Error) -> Self {
-        let mut message = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            message.push_str(": ");
-            message.push_str(&error.to_string());
-            cause = error.source();
-        }
-        Self {
-            at_unix_seconds: unix_seconds(SystemTime::now()),
-            message,
         }
     }
 }

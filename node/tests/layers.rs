@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "telemetry",
             "task",
             "units",
+            "watch",
         ],
     ),
     (
@@ -51,7 +52,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("peer", &["cluster", "store", "telemetry", "task", "units"]),
     ("upstream", &["telemetry", "task", "units"]),
     ("store", &["telemetry", "task", "units"]),
-    ("cluster", &["telemetry", "task", "units"]),
+    ("cluster", &["telemetry", "task", "units", "watch"]),
     // The sum of the rooms' settings: it knows their types and nothing else of them.
     (
         "config",
@@ -64,10 +65,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "units",
         ],
     ),
-    ("tls", &[]),
+    ("tls", &["watch"]),
     ("telemetry", &[]),
     ("task", &[]),
     ("units", &[]),
+    ("watch", &[]),
 ];
 
 /// Files that may see everything.

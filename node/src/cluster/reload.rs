@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::path::Path;
-use std::time::Duration;
 
 use millrace_protocol::node_id::NodeId;
 use tokio::sync::mpsc;
@@ -10,8 +9,7 @@ use tokio::sync::mpsc;
 use super::denied::DeniedSource;
 use super::secrets::{SecretSource, Secrets};
 
-/// How often the files are read.
-const RELOAD_EVERY: Duration = Duration::from_secs(2);
+use crate::watch::POLL_INTERVAL;
 
 /// What has changed.
 #[derive(Debug)]
@@ -35,7 +33,7 @@ impl Files {
         let mut complained = (false, false);
         loop {
             tokio::select! {
-                () = tokio::time::sleep(RELOAD_EVERY) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = changes.closed() => return,
             }
             let (secrets, denied) = (self.secrets.clone(), self.denied.clone());

@@ -15,11 +15,9 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
-use parking_lot::Mutex;
 use serde::Serialize;
 
 pub use caller::Admission;
@@ -29,8 +27,7 @@ use basic::Basic;
 use logins::Logins;
 use users::{Users, UsersError};
 
-/// How often the file is looked at: somebody who was removed is out soon after.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+use crate::watch::{self, Refusal, Unusable};
 
 /// A file of users and passwords; clones share it.
 #[derive(Clone)]
@@ -43,8 +40,8 @@ struct Inner {
     path: PathBuf,
     users: ArcSwap<Users>,
     logins: Logins,
-    /// The text that could not be used, and why.
-    refused: Mutex<Option<(Option<String>, Refusal)>>,
+    /// The text that could not be used; `None` is one that could not be read.
+    refused: Unusable<Option<String>>,
 }
 
 impl fmt::Debug for Htpasswd {
@@ -53,15 +50,6 @@ impl fmt::Debug for Htpasswd {
             .field("path", &self.inner.path)
             .finish_non_exhaustive()
     }
-}
-
-/// A change of the file that could not be used.
-#[derive(Clone, Debug, Serialize)]
-pub struct Refusal {
-    /// When it was found, in seconds since 1970.
-    pub at_unix_seconds: u64,
-    /// What is wrong.
-    pub message: String,
 }
 
 /// The users in force.
@@ -121,7 +109,7 @@ impl Htpasswd {
             path,
             users: ArcSwap::from_pointee(users),
             logins: Logins::new(),
-            refused: Mutex::default(),
+            refused: Unusable::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -135,11 +123,10 @@ impl Htpasswd {
 
     /// Returns what is in force, and what is wrong with the file.
     pub fn status(&self) -> Status {
-        let refused = self.inner.refused.lock();
         Status {
             path: self.inner.path.clone(),
             users: self.inner.users.load().len(),
-            refused: refused.as_ref().map(|(_, refusal)| refusal.clone()),
+            refused: self.inner.refused.last(),
         }
     }
 
@@ -174,18 +161,7 @@ impl Htpasswd {
     /// # Cancel safety
     /// Dropping the future ends the watching; a file that is being read is taken over or not.
     pub async fn watch(self, stopping: impl Future<Output = ()>) {
-        let mut stopping = std::pin::pin!(stopping);
-        loop {
-            tokio::select! {
-                () = &mut stopping => return,
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
-            }
-            let htpasswd = self.clone();
-            let reloaded = tokio::task::spawn_blocking(move || htpasswd.reload()).await;
-            if let Err(error) = reloaded {
-                tracing::error!(%error, "the htpasswd file cannot be looked at");
-            }
-        }
+        watch::poll("the htpasswd file", move || self.reload(), stopping).await;
     }
 
     /// Looks at the file once; blocks.
@@ -194,10 +170,10 @@ impl Htpasswd {
         let text = users::read(&inner.path);
         let seen = text.as_ref().ok().cloned();
         if seen.as_deref() == Some(inner.users.load().text()) {
-            *inner.refused.lock() = None;
+            inner.refused.clear();
             return;
         }
-        if matches!(&*inner.refused.lock(), Some((known, _)) if *known == seen) {
+        if inner.refused.is_known(&seen) {
             return;
         }
         match text.and_then(|text| Users::parse(&inner.path, text)) {
@@ -207,29 +183,15 @@ impl Htpasswd {
                     "the htpasswd file has changed and is in force"
                 );
                 inner.users.store(Arc::new(users));
-                *inner.refused.lock() = None;
+                inner.refused.clear();
             }
             Err(error) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
                     "the htpasswd file has changed and cannot be used; the users as they were stay"
                 );
-                *inner.refused.lock() = Some((seen, Refusal::now(&error)));
+                inner.refused.refuse(seen, &error);
             }
-        }
-    }
-}
-
-impl Refusal {
-    fn now(error: &UsersError) -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let cause = std::error::Error::source(error);
-        Self {
-            at_unix_seconds: since.unwrap_or_default().as_secs(),
-            message: match cause {
-                Some(cause) => format!("{error}: {cause}"),
-                None => error.to_string(),
-            },
         }
     }
 }
