@@ -25,7 +25,7 @@ use quinn::VarInt;
 use raw::Raw;
 use tokio::time::Instant;
 
-const MIB: usize = 1024 * 1024;
+const CHUNK: usize = CHUNK_BYTES as usize;
 
 fn open(digest: Digest) -> OpenBlob {
     OpenBlob {
@@ -77,7 +77,7 @@ async fn all_news(stream: &mut BlobStream, count: usize) -> Vec<BlobNews> {
 #[tokio::test]
 async fn a_blob_is_opened_and_its_chunks_arrive_as_they_are() {
     let (a, b) = pair();
-    let blob = Blob::of(2 * MIB + MIB / 2 + 7);
+    let blob = Blob::of(2 * CHUNK + CHUNK / 2 + 7);
     b.handler.blobs.lock().push(blob.clone());
 
     let mut stream = a.peers.open(b.id, open(blob.digest)).await.expect("asked");
@@ -110,7 +110,7 @@ async fn a_blob_is_opened_and_its_chunks_arrive_as_they_are() {
 #[tokio::test]
 async fn chunks_end_where_they_are_not_there_yet() {
     let (a, b) = pair();
-    let blob = Blob::of(MIB);
+    let blob = Blob::of(CHUNK);
     b.handler.blobs.lock().push(blob.clone());
     let mut chunks = a
         .peers
@@ -134,7 +134,7 @@ async fn chunks_end_where_they_are_not_there_yet() {
 #[tokio::test]
 async fn manifests_tags_and_holdings_are_asked_for() {
     let (a, b) = pair();
-    let blob = Blob::of(3 * MIB);
+    let blob = Blob::of(3 * CHUNK);
     b.handler.blobs.lock().push(blob.clone());
     let question = |digest| AskManifest {
         digest,
@@ -227,7 +227,7 @@ async fn a_hung_peer_is_silent() {
 #[tokio::test]
 async fn dropping_a_stream_ends_the_work_for_it() {
     let (a, b) = pair();
-    let blob = Blob::of(MIB);
+    let blob = Blob::of(CHUNK);
     b.handler.blobs.lock().push(blob.clone());
     let mut stream = a.peers.open(b.id, open(blob.digest)).await.expect("asked");
     all_news(&mut stream, 4).await;
@@ -296,7 +296,7 @@ async fn somebody_else_at_the_address_of_a_member_is_refused() {
 #[tokio::test]
 async fn a_removed_member_is_cut_at_once() {
     let (a, b) = pair();
-    let blob = Blob::of(MIB);
+    let blob = Blob::of(CHUNK);
     b.handler.blobs.lock().push(blob.clone());
     let mut stream = a.peers.open(b.id, open(blob.digest)).await.expect("asked");
     all_news(&mut stream, 4).await;
@@ -409,7 +409,7 @@ async fn without_a_slot_others_are_named() {
     };
     let (a, b) = (Node::start(&quick()), Node::start(&config));
     introduce(&[&a, &b]);
-    let blob = Blob::of(MIB);
+    let blob = Blob::of(CHUNK);
     b.handler.blobs.lock().push(blob.clone());
     b.handler.others.lock().push(a.id);
     b.handler.hold();
@@ -440,14 +440,14 @@ async fn who_takes_nothing_in_keeps_no_slot() {
     ];
     b.members.set(members.clone());
     c.members.set(members);
-    let blob = Blob::of(48 * MIB);
+    let blob = Blob::of(192 * CHUNK);
     b.handler.blobs.lock().push(blob.clone());
     let connection = hostile
         .connect(b.address(), b"millrace/1")
         .await
         .expect("a member");
     let (mut send, mut receive) = connection.open_bi().await.expect("a stream");
-    let question = Question::Read(read(blob.digest, 0, 48));
+    let question = Question::Read(read(blob.digest, 0, 192));
     let frame = frame::encode(&question).expect("within bounds");
     send.write_all(&frame).await.expect("sent");
     send.finish().expect("open");
@@ -708,7 +708,7 @@ async fn chunks_that_do_not_fit_are_refused() {
     }
     let cut = frames(&[Answer::Chunk {
         index: 5,
-        length: 1 << 20,
+        length: CHUNK_BYTES as u32,
     }]);
     let error = made_of(&question, &cut).await;
     assert!(matches!(error, PeerError::BrokenOff { .. }), "{error}");

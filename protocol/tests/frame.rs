@@ -95,7 +95,7 @@ fn golden_answers() -> Vec<Answer> {
         Answer::Blob(BlobNews::Whole),
         Answer::Chunk {
             index: 2,
-            length: 1 << 20,
+            length: 1 << 18,
         },
         Answer::Done,
         Answer::NotYet,
@@ -292,7 +292,7 @@ fn answers_keep_their_bounds() {
 
     let chunk = |index: u32, length: u32| Answer::Chunk { index, length };
     assert_eq!(broken(&chunk(0, 0)), "length of a chunk");
-    assert_eq!(broken(&chunk(0, (1 << 20) + 1)), "length of a chunk");
+    assert_eq!(broken(&chunk(0, (1 << 18) + 1)), "length of a chunk");
     assert_eq!(broken(&chunk(MAX_CHUNKS, 1)), "index of a chunk");
 
     let busy = Answer::Busy {
@@ -460,7 +460,7 @@ fn any_chain() -> impl Strategy<Value = Vec<ChainValue>> {
 
 fn any_news() -> impl Strategy<Value = BlobNews> {
     prop_oneof![
-        (0..1_u64 << 44, vec(any_origin(), 0..9), any_nodes()).prop_map(
+        (0..1_u64 << 42, vec(any_origin(), 0..9), any_nodes()).prop_map(
             |(size, provenance, sources)| BlobNews::Opened {
                 size,
                 provenance,
@@ -515,7 +515,7 @@ fn any_answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         Just(Answer::Pending),
         any_news().prop_map(Answer::Blob),
-        (0..MAX_CHUNKS, 1..=1_u32 << 20)
+        (0..MAX_CHUNKS, 1..=1_u32 << 18)
             .prop_map(|(index, length)| Answer::Chunk { index, length }),
         Just(Answer::Done),
         Just(Answer::NotYet),

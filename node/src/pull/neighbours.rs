@@ -38,7 +38,7 @@ const DISTRUST: Duration = Duration::from_secs(300);
 const MAX_DISTRUSTED: u64 = 256;
 
 /// Most chunks that all takes together hold in memory: 128 MiB. Further takes wait for others.
-const MAX_CHUNKS_IN_MEMORY: usize = 128;
+const MAX_CHUNKS_IN_MEMORY: usize = 512;
 
 /// The cluster around this node; clones share it.
 #[derive(Clone, Debug)]

@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn the_chain_has_a_value_for_each_whole_chunk_that_came_in_order() {
-        let chunk = usize::try_from(CHUNK_BYTES).expect("a mebibyte fits");
+        let chunk = usize::try_from(CHUNK_BYTES).expect("it fits");
         let bytes = Bytes::from(vec![7; chunk * 2 + 9]);
         let mut verification = Verification {
             hasher: ChainHasher::new(Algorithm::Sha256),

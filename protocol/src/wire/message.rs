@@ -32,7 +32,7 @@ pub const MAX_SOURCES: usize = 16;
 pub const MAX_CHAIN_VALUES: usize = 1024;
 
 /// Most chunks that one [`Question::Read`] asks for.
-pub const MAX_READ_CHUNKS: u32 = 64;
+pub const MAX_READ_CHUNKS: u32 = 256;
 
 /// Longest name of an upstream, a credential, a zone or a media type, in bytes.
 pub const MAX_NAME_BYTES: usize = 255;
