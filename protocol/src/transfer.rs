@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use crate::node_id::NodeId;
 
-/// Most chunks of one read. After so many the best source is chosen anew, so that nobody stays
-/// for long with one that only helped out.
-const READ_CHUNKS: u32 = 16;
+/// Most chunks of one read from the best source.
+const READ_CHUNKS: u32 = 64;
+
+/// Most chunks of one read from a source that helps out while a better one pauses: what it sends
+/// may be the second copy on its link.
+const HELP_CHUNKS: u32 = 4;
 
 /// How long a source that had nothing new, or no free slot, is left alone while others are tried.
 const SLOW_PAUSE: Duration = Duration::from_millis(500);
@@ -169,10 +172,15 @@ impl Taking {
         match self.choose(now) {
             Ok(source) => {
                 self.reading = Some((source, first));
+                let most = if self.is_best(&source) {
+                    READ_CHUNKS
+                } else {
+                    HELP_CHUNKS
+                };
                 Step::Read {
                     source,
                     first,
-                    count: (end - first).min(READ_CHUNKS),
+                    count: (end - first).min(most),
                 }
             }
             Err(wait) => wait,
@@ -201,6 +209,12 @@ impl Taking {
             }
         }
         Err(earliest.map_or(Step::Exhausted, |until| Step::Wait(Some(until))))
+    }
+
+    /// Whether every source before this one is out of the question.
+    fn is_best(&self, source: &NodeId) -> bool {
+        let is_banned = |source: &NodeId| self.conduct.get(source).is_some_and(|it| it.banned);
+        self.sources.iter().find(|known| !is_banned(known)) == Some(source)
     }
 
     /// Returns the first run of missing chunks at or behind `from`.
@@ -256,13 +270,13 @@ mod tests {
     #[test]
     fn chunks_are_read_in_order_from_the_best_source() {
         let now = Duration::ZERO;
-        let mut taking = taking(22, &[1, 2]);
-        assert_eq!(taking.poll(now), read(1, 0, 16));
+        let mut taking = taking(70, &[1, 2]);
+        assert_eq!(taking.poll(now), read(1, 0, 64));
         assert_eq!(taking.poll(now), Step::Wait(None), "one read at a time");
-        (0..16).for_each(|index| taking.handle_chunk(index));
+        (0..64).for_each(|index| taking.handle_chunk(index));
         taking.handle_done();
-        assert_eq!(taking.poll(now), read(1, 16, 6));
-        (16..22).for_each(|index| taking.handle_chunk(index));
+        assert_eq!(taking.poll(now), read(1, 64, 6));
+        (64..70).for_each(|index| taking.handle_chunk(index));
         assert_eq!(taking.poll(now), Step::Complete);
     }
 
@@ -273,7 +287,7 @@ mod tests {
         taking.poll(now);
         taking.handle_chunk(0);
         taking.handle_not_yet(now);
-        assert_eq!(taking.poll(now), read(2, 1, 9));
+        assert_eq!(taking.poll(now), read(2, 1, 4), "it helps out");
         taking.handle_not_yet(now);
         assert_eq!(taking.poll(now), Step::Wait(Some(now + SLOW_PAUSE)));
         assert_eq!(taking.poll(now + SLOW_PAUSE), read(1, 1, 9));
@@ -299,13 +313,13 @@ mod tests {
     fn what_readers_need_comes_first_and_the_rest_after() {
         let now = Duration::ZERO;
         let mut taking = taking(200, &[1]);
-        assert_eq!(taking.poll(now), read(1, 0, 16));
+        assert_eq!(taking.poll(now), read(1, 0, 64));
         assert!(taking.handle_wanted(190), "the reader is far ahead");
         taking.handle_done();
         assert_eq!(taking.poll(now), read(1, 190, 10));
         (190..200).for_each(|index| taking.handle_chunk(index));
         taking.handle_done();
-        assert_eq!(taking.poll(now), read(1, 0, 16));
+        assert_eq!(taking.poll(now), read(1, 0, 64));
         assert!(!taking.handle_wanted(10), "it is about to come");
     }
 

@@ -56,8 +56,8 @@ async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Re
         }
         None => {
             let transfer = inner.fillers.table.get(digest).ok_or(ChunkEvent::Absent)?;
-            let size = transfer.state().size.ok_or(ChunkEvent::NotYet)?;
-            let watch = transfer.watch();
+            let mut watch = transfer.watch();
+            let size = known_size(&mut watch).await?;
             (Content::Growing { transfer, watch }, size)
         }
     };
@@ -71,6 +71,16 @@ async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Re
         chunks: question.first..end.min(chunks),
         _slot: slot,
     })
+}
+
+/// Waits for the size of a growing blob: whoever was sent here may have come before it.
+async fn known_size(watch: &mut watch::Receiver<State>) -> Result<u64, ChunkEvent> {
+    let known = watch.wait_for(|state| state.size.is_some() || state.failure().is_some());
+    let Ok(known) = tokio::time::timeout(PATIENCE, known).await else {
+        return Err(ChunkEvent::NotYet);
+    };
+    let state = known.map_err(|_| ChunkEvent::Absent)?;
+    state.size.ok_or(ChunkEvent::Absent)
 }
 
 enum Content {
