@@ -163,8 +163,10 @@ fn verdict(wanted: Wanted, failure: &PullError, hides_outage: impl Fn() -> bool)
         (PullError::Fetch(FetchError::NotFound { .. } | FetchError::Denied { .. }), _) => {
             ErrorCode::NameUnknown
         }
-        // Our own overload: another registry would be asked for everything we hold.
-        (PullError::Fetch(FetchError::Busy { .. }), _) => ErrorCode::Unavailable,
+        // Our own trouble: another registry would be asked for everything we hold.
+        (PullError::Fetch(FetchError::Busy { .. } | FetchError::Shortage { .. }), _) => {
+            ErrorCode::Unavailable
+        }
         (_, Wanted::Blob) if hides_outage() => ErrorCode::BlobUnknown,
         _ => ErrorCode::Unavailable,
     }
