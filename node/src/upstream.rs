@@ -255,6 +255,12 @@ impl Upstream {
         self.inner.turns.are_taken()
     }
 
+    /// Returns how many downloads run if those are as many as may, so that a blob waits for the end
+    /// of one.
+    pub fn crowd(&self) -> Option<usize> {
+        self.inner.turns.crowd()
+    }
+
     /// Asks what a tag or digest means, which does not count as a pull.
     ///
     /// All fields are `None` when the upstream does not support `HEAD`.

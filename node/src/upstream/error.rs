@@ -93,7 +93,7 @@ pub enum FetchError {
         reason: Outage,
     },
     /// This node already runs as many requests at the upstream as it may.
-    #[error("{limit} requests are running at {upstream}")]
+    #[error("{limit} requests are running at {upstream}, as many as its max_requests allows")]
     Busy {
         /// Canonical name of the upstream.
         upstream: Arc<str>,
