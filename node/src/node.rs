@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Admin, Listener, NodeStatus, Readiness, StatusSource};
 use crate::cluster::{self, IdentityError};
 use crate::config::{CacheConfig, Config, ListenAddr};
-use crate::peer::BindError;
-use crate::pull::{self, Puller};
+use crate::peer::{BindError, Handler};
+use crate::pull::{self, Puller, Supplier};
 use crate::registry::auth::users::UsersError;
 use crate::registry::{self, Htpasswd, Registry};
 use crate::store::{self, Store, StoreError};
@@ -98,6 +98,20 @@ impl Node {
     /// # Cancel safety
     /// Dropping the future may leave listeners open until the runtime ends.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_disguised(config, |own| own).await
+    }
+
+    /// As [`Node::start`], but tells other nodes what `disguise` makes of its own answers: for
+    /// tests of what they do about a member that is broken.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    /// # Cancel safety
+    /// As [`Node::start`].
+    pub async fn start_disguised(
+        config: Config,
+        disguise: impl FnOnce(Arc<dyn Handler>) -> Arc<dyn Handler>,
+    ) -> Result<Self, StartError> {
         let doors = Doors::open(&config).await?;
         let debug = bind(&config.http.debug.addr, "http.debug.addr").await?;
         let mut listeners = doors.describe();
@@ -141,6 +155,8 @@ impl Node {
         serve_admin(&tasks, debug, admin, admin_stop.clone());
         readiness.done(OPENING_STORE);
         if let Some(neighbourhood) = &neighbourhood {
+            let answers = Supplier::new(puller.clone(), upstreams.clone());
+            neighbourhood.serve(disguise(Arc::new(answers)));
             neighbourhood.open(&puller, &upstreams, &tasks).await;
         }
         let door = registry.serve(doors.all());

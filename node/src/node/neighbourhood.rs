@@ -13,8 +13,8 @@ use tracing::info_span;
 use super::StartError;
 use crate::cluster::{Budgets, Cluster, Identity, View};
 use crate::config::Config;
-use crate::peer::{self, Members, Peers};
-use crate::pull::{Puller, Supplier};
+use crate::peer::{self, Handler, Members, Peers};
+use crate::pull::Puller;
 use crate::task::Tasks;
 use crate::upstream::Upstreams;
 
@@ -82,7 +82,12 @@ impl Neighbourhood {
         (Arc::new(self.cluster.clone()), self.peers.clone())
     }
 
-    /// Begins to answer peers, then waits for a first view.
+    /// Begins to answer peers.
+    pub(super) fn serve(&self, answers: Arc<dyn Handler>) {
+        self.peers.serve(answers);
+    }
+
+    /// Begins to tell the others what this node knows, then waits for a first view.
     pub(super) async fn open(&self, puller: &Puller, upstreams: &Upstreams, tasks: &Tasks) {
         let (part, loaded, stopping) = (self.clone(), puller.clone(), tasks.stopping());
         tasks.spawn(info_span!("load"), async move {
@@ -91,8 +96,6 @@ impl Neighbourhood {
                 () = stopping => {}
             }
         });
-        let supplier = Supplier::new(puller.clone(), upstreams.clone());
-        self.peers.serve(Arc::new(supplier));
         self.cluster.share_budgets(Arc::new(upstreams.clone()));
         self.cluster.first_view().await;
     }
