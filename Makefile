@@ -6,7 +6,7 @@
 .PHONY: test lint bench test-tools lint-tools
 
 test: test-tools
-	cargo build --locked --workspace --bins --tests
+	cargo build --locked --workspace --bins --tests --examples
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		echo cargo nextest run --locked --workspace; \
 		cargo nextest run --locked --workspace; \

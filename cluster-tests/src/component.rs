@@ -49,6 +49,22 @@ fn package_of(command: &str) -> Result<&'static str> {
 /// # Errors
 /// The command that builds it, when it is missing or older than its sources.
 pub fn millrace() -> Result<PathBuf> {
+    built("millrace", "-p millrace")
+}
+
+/// Finds the node with wrong answers that was built together with the running test.
+///
+/// # Errors
+/// As [`millrace`].
+pub fn faulty() -> Result<PathBuf> {
+    built(
+        "examples/faulty",
+        "-p millrace-cluster-tests --example faulty",
+    )
+}
+
+/// Finds a program below the target folder; `target` is what cargo is to build for it.
+fn built(program: &str, target: &str) -> Result<PathBuf> {
     let test = std::env::current_exe().context("finding the running test program")?;
     let folder = test
         .ancestors()
@@ -60,11 +76,11 @@ pub fn millrace() -> Result<PathBuf> {
     } else {
         ""
     };
-    let build = format!("run: cargo build{release} -p millrace");
-    let binary = folder.join("millrace");
+    let build = format!("run: cargo build{release} {target}");
+    let binary = folder.join(program);
     let built =
         modified(&binary).with_context(|| format!("{} is missing; {build}", binary.display()))?;
-    let sources = std::fs::read_to_string(folder.join("millrace.d"))
+    let sources = std::fs::read_to_string(binary.with_extension("d"))
         .with_context(|| format!("{} has no dependency file; {build}", binary.display()))?;
     // One make rule: `target: source source …`. Cargo compares the same files.
     for source in sources.split_whitespace().skip(1) {

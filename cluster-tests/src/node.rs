@@ -20,6 +20,10 @@ use crate::http::{Answer, Request};
 use crate::netns::Host;
 use crate::process::{Process, free_address};
 
+mod fault;
+
+pub use fault::Fault;
+
 /// Starts with other ports, when somebody took one between choosing and binding.
 const START_ATTEMPTS: usize = 5;
 
@@ -38,6 +42,8 @@ pub struct NodeBuilder {
     at: Option<IpAddr>,
     /// The host that the node runs on, unless this one.
     host: Option<Host>,
+    /// What is wrong with its answers to other nodes.
+    fault: Option<Fault>,
 }
 
 impl NodeBuilder {
@@ -84,6 +90,13 @@ impl NodeBuilder {
     #[must_use]
     pub fn on(mut self, host: &Host) -> Self {
         self.host = Some(host.clone());
+        self
+    }
+
+    /// Starts a node whose answers to other nodes are wrong.
+    #[must_use]
+    pub fn fault(mut self, fault: Fault) -> Self {
+        self.fault = Some(fault);
         self
     }
 
@@ -147,6 +160,7 @@ pub struct Node {
     folder: PathBuf,
     environment: Vec<(String, String)>,
     host: Option<Host>,
+    fault: Option<Fault>,
     address: SocketAddr,
     debug: SocketAddr,
     owned: Option<TempDir>,
@@ -181,6 +195,7 @@ impl Node {
             folder,
             environment: builder.environment.clone(),
             host: builder.host.clone(),
+            fault: builder.fault,
             address,
             debug,
             owned: None,
@@ -212,7 +227,14 @@ impl Node {
     /// # Errors
     /// When the program is missing.
     pub fn launch_unready(&mut self) -> Result<()> {
-        let mut command = Command::new(component::millrace()?);
+        let mut command = match self.fault {
+            None => Command::new(component::millrace()?),
+            Some(fault) => {
+                let mut command = Command::new(component::faulty()?);
+                command.arg(fault.name());
+                command
+            }
+        };
         command
             .arg("serve")
             .arg("--config")
@@ -340,6 +362,7 @@ impl Node {
             environment: std::mem::take(&mut self.environment),
             at: None,
             host: self.host.clone(),
+            fault: self.fault,
         });
         self.environment = builder.environment;
         std::fs::write(&file, serde_json::to_vec_pretty(&builder.settings)?)

@@ -52,6 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::access::Caller;
+use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, MediaType, Reference};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -333,8 +334,7 @@ impl Puller {
         if let Some(far) = joined.begun {
             fillers.start(&joined.waiter.transfer, far);
         }
-        let confirmed = blob::in_time(deadline, joined.waiter.confirmed()).await;
-        confirmed.map_err(|error| error.in_crowd_of(&origin.upstream))??;
+        blob::in_time(deadline, joined.waiter.confirmed()).await??;
         Ok(joined.waiter)
     }
 
@@ -429,6 +429,10 @@ impl Puller {
         Status {
             transfers: transfers.iter().map(|transfer| transfer.status()).collect(),
             holdings: self.inner.neighbours.as_ref().map(Neighbours::status),
+            distrusted: match &self.inner.neighbours {
+                Some(neighbours) => neighbours.distrusted(),
+                None => Vec::new(),
+            },
         }
     }
 
@@ -453,6 +457,9 @@ pub struct Status {
     pub transfers: Vec<TransferStatus>,
     /// What the other members have told of what they hold; absent without a cluster.
     pub holdings: Option<HoldingsStatus>,
+    /// Members that stated wrong content, or stalled, and are not asked for any for a while.
+    #[serde(serialize_with = "directory::texts")]
+    pub distrusted: Vec<NodeId>,
 }
 
 /// One blob on its way.

@@ -160,6 +160,7 @@ fn suffering() -> NodeStatus {
                 contents: 4567,
                 too_much: vec![NodeId::new([0xab; 32])],
             }),
+            distrusted: vec![NodeId::new([0xcd; 32])],
         }),
         upstreams: std::iter::once(hub).chain(many).collect(),
         ..fresh()
@@ -244,6 +245,7 @@ async fn status_as_text_says_what_is_wrong_in_100_columns() {
         "the index is being read",
         "2 of 3 others have told what they hold: 4567 contents\n",
         "abababab HOLDS TOO MUCH to keep in mind, it is asked\n",
+        "NO CONTENT IS TAKEN FROM cdcdcdcd",
         "transfers  25\n",
         "115.0 MB of 256.0 MB (44 %)",
         "and 5 younger ones\n",

@@ -89,6 +89,12 @@ impl Taking {
         self.reading.map(|(source, _)| source)
     }
 
+    /// Whether a source is not asked again.
+    pub fn is_banned(&self, source: &NodeId) -> bool {
+        let conduct = self.conduct.get(source);
+        conduct.is_some_and(|conduct| conduct.banned)
+    }
+
     /// Whether every chunk is here.
     pub fn is_complete(&self) -> bool {
         self.missing_from(0).is_none()
@@ -152,7 +158,7 @@ impl Taking {
         }
     }
 
-    /// Records that a source sent a wrong chunk, or does not have the blob: not asked again.
+    /// Records that a source sent a wrong chunk, stalled, or does not have the blob: not asked again.
     pub fn handle_wrong(&mut self, source: NodeId) {
         self.conduct.entry(source).or_default().banned = true;
         self.reading.take_if(|(reading, _)| *reading == source);
@@ -197,10 +203,10 @@ impl Taking {
     fn choose(&self, now: Duration) -> Result<NodeId, Step> {
         let mut earliest: Option<Duration> = None;
         for source in &self.sources {
-            let conduct = self.conduct.get(source);
-            if conduct.is_some_and(|conduct| conduct.banned) {
+            if self.is_banned(source) {
                 continue;
             }
+            let conduct = self.conduct.get(source);
             match conduct.and_then(|conduct| conduct.paused_until) {
                 Some(until) if until > now => {
                     earliest = Some(earliest.map_or(until, |known| known.min(until)));

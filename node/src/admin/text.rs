@@ -64,6 +64,7 @@ pub(super) fn render(report: &Report) -> String {
         render_holdings(&mut page, holdings);
     }
     if let Some(pull) = &node.pull {
+        render_distrusted(&mut page, &pull.distrusted);
         render_transfers(&mut page, &pull.transfers);
     }
     render_upstreams(&mut page, &node.upstreams);
@@ -235,6 +236,16 @@ fn render_holdings(page: &mut Page, holdings: &HoldingsStatus) {
         let id = id.short();
         page.line(format!(
             "           {id} HOLDS TOO MUCH to keep in mind, it is asked"
+        ));
+    }
+}
+
+/// Names the members that are not asked because of what they have said before.
+fn render_distrusted(page: &mut Page, distrusted: &[NodeId]) {
+    for id in distrusted {
+        let id = id.short();
+        page.line(format!(
+            "           NO CONTENT IS TAKEN FROM {id}: it gave wrong content, or stalled"
         ));
     }
 }

@@ -95,7 +95,8 @@ pub struct HoldingsStatus {
     pub too_much: Vec<NodeId>,
 }
 
-fn texts<S: Serializer>(ids: &[NodeId], serializer: S) -> Result<S::Ok, S::Error> {
+/// Writes ids as text.
+pub(super) fn texts<S: Serializer>(ids: &[NodeId], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(ids.iter().map(NodeId::to_string))
 }
 

@@ -17,6 +17,7 @@ use millrace_protocol::wire::message::Role;
 use moka::sync::Cache;
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::cluster::View;
 use crate::peer::{Members, PeerError, Peers};
@@ -34,6 +35,9 @@ pub(super) const HOPS_PATIENCE: Duration = Duration::from_secs(8);
 /// How long a node that stated wrong content is not asked for content.
 const DISTRUST: Duration = Duration::from_secs(300);
 
+/// How long a node that stalled is not: it may only have been slow, and its disk may recover.
+const STALL_PAUSE: Duration = Duration::from_secs(60);
+
 /// Most nodes that are distrusted at a time; more than a cluster has.
 const MAX_DISTRUSTED: u64 = 256;
 
@@ -45,7 +49,8 @@ const MAX_CHUNKS_IN_MEMORY: usize = 512;
 pub(super) struct Neighbours {
     members: Arc<dyn Members>,
     pub(super) peers: Peers,
-    distrusted: Cache<NodeId, ()>,
+    /// Who is not asked for content, until when.
+    distrusted: Cache<NodeId, Instant>,
     /// What the others have told of their holdings.
     pub(super) directory: Directory,
     memory: Arc<Semaphore>,
@@ -178,11 +183,34 @@ impl Neighbours {
     /// Does not ask a node for content for a while.
     pub(super) fn distrust(&self, peer: NodeId) {
         tracing::warn!(peer.id = %peer.short(), "it stated wrong content; not asked for a while");
-        self.distrusted.insert(peer, ());
+        self.distrusted.insert(peer, Instant::now() + DISTRUST);
+    }
+
+    /// Does not ask a node for content for a shorter while: it keeps this one waiting although it
+    /// lives.
+    pub(super) fn leave_alone(&self, peer: NodeId) {
+        tracing::warn!(peer.id = %peer.short(), "it stalls; not asked for a while");
+        if self.is_trusted(&peer) {
+            self.distrusted.insert(peer, Instant::now() + STALL_PAUSE);
+        }
+    }
+
+    /// Returns the nodes that are not asked for content for a while, in order.
+    pub(super) fn distrusted(&self) -> Vec<NodeId> {
+        let known = self.distrusted.iter().map(|(id, _)| *id);
+        let mut distrusted: Vec<NodeId> = known.filter(|id| !self.is_trusted(id)).collect();
+        distrusted.sort();
+        distrusted
     }
 
     fn is_usable(&self, peer: &NodeId) -> bool {
-        self.peers.is_reachable(peer) && !self.distrusted.contains_key(peer)
+        self.peers.is_reachable(peer) && self.is_trusted(peer)
+    }
+
+    /// Whether a node has not been found out of late.
+    pub(super) fn is_trusted(&self, peer: &NodeId) -> bool {
+        let until = self.distrusted.get(peer);
+        until.is_none_or(|until| until <= Instant::now())
     }
 }
 

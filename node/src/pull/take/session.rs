@@ -38,6 +38,10 @@ const CHUNKS_IN_MEMORY: u32 = 3;
 /// longer than it waits itself before it says so.
 const STALLED: Duration = Duration::from_secs(10);
 
+/// How long the hop may owe the check value of a chunk that has come, with no other value: as long
+/// as a peer may say nothing, because nobody sends a chunk before its value is known to all.
+const OWED: Duration = Duration::from_secs(3);
+
 type Reading = BoxFuture<'static, (Option<ChunkStream>, Result<ChunkEvent, PeerError>)>;
 type Writing<'a> = Pin<Box<dyn Future<Output = Result<(Chunk, Checked), PullError>> + Send + 'a>>;
 
@@ -61,7 +65,7 @@ pub(super) struct Session<'a> {
     /// The chain as the hop states it, from the first chunk on.
     chain: Vec<ChainValue>,
     reading: Option<Reading>,
-    /// When the source was asked, or last brought a chunk.
+    /// When the source was asked, or last brought a chunk; or the hop a value for one that waits.
     heard: Instant,
     /// A chunk that waits for its check value, or for the write before it.
     received: Option<Chunk>,
@@ -123,6 +127,11 @@ impl<'a> Session<'a> {
             let due = match self.poll() {
                 Step::Complete => return Ok(Ended::Complete),
                 Step::Exhausted => return self.exhausted(),
+                // Those whom the hop has named take from it as well, or wait for this node: they
+                // are not waited for when the hop is of no use.
+                Step::Wait(Some(_)) if self.taking.is_banned(&self.hop.peer) => {
+                    return Ok(Ended::PassedOver);
+                }
                 Step::Wait(due) => due,
                 Step::Read {
                     source,
@@ -133,6 +142,7 @@ impl<'a> Session<'a> {
                     None
                 }
             };
+            let stalled = self.heard + self.patience();
             tokio::select! {
                 news = next_news(&mut self.news) => {
                     if let Some(ended) = self.handle_news(news) {
@@ -150,12 +160,10 @@ impl<'a> Session<'a> {
                 }
                 Some(position) = far.recv() => self.handle_far(position),
                 () = sleep_until(due.map(|due| self.began + due)), if due.is_some() => {}
-                () = tokio::time::sleep_until(self.heard + STALLED), if self.is_waiting() => {
-                    if self.taking.reading() == Some(self.hop.peer) {
-                        return Ok(Ended::PassedOver);
+                () = tokio::time::sleep_until(stalled), if self.is_waiting() => {
+                    if let Some(ended) = self.handle_stalled() {
+                        return Ok(ended);
                     }
-                    self.reading = None;
-                    self.taking.handle_failed(self.began.elapsed());
                 }
             }
         }
@@ -171,9 +179,49 @@ impl<'a> Session<'a> {
         self.taking.poll(self.began.elapsed())
     }
 
-    /// Whether the next chunk is waited for, and for nothing else.
+    /// Whether the next chunk is waited for, or its check value, and nothing else.
     fn is_waiting(&self) -> bool {
-        self.reading.is_some() && self.received.is_none() && self.writing.is_none()
+        (self.reading.is_some() || self.received.is_some()) && self.writing.is_none()
+    }
+
+    /// Returns how long what is waited for may take.
+    fn patience(&self) -> Duration {
+        if self.received.is_some() {
+            OWED
+        } else {
+            STALLED
+        }
+    }
+
+    /// Leaves whoever keeps this node waiting: it lives, and is of no use. Returns how the session
+    /// ends if it does.
+    fn handle_stalled(&mut self) -> Option<Ended> {
+        let culprit = match &self.received {
+            // Nobody sends a chunk before its check value has been told to all.
+            Some(_) => self.hop.peer,
+            None => {
+                self.reading = None;
+                self.taking.reading()?
+            }
+        };
+        self.take.neighbours.leave_alone(culprit);
+        if culprit == self.hop.peer {
+            return Some(Ended::PassedOver);
+        }
+        self.taking.handle_wrong(culprit);
+        None
+    }
+
+    /// Gives up a hop that contradicts itself.
+    fn contradicted(&self, how: &'static str) -> Ended {
+        tracing::warn!(peer.id = %self.hop.peer.short(), "{how}");
+        self.take.neighbours.distrust(self.hop.peer);
+        Ended::PassedOver
+    }
+
+    /// Returns how many values lead from the first chunk to the last one.
+    fn chain_length(&self) -> usize {
+        (self.chunks().max(1) - 1) as usize
     }
 
     fn chunks(&self) -> u32 {
@@ -182,8 +230,10 @@ impl<'a> Session<'a> {
 
     /// Reads from the sources that the hop names, at last from the hop itself.
     fn use_sources(&mut self, mut sources: Vec<NodeId>) {
-        let me = self.take.neighbours.view().me();
+        let neighbours = self.take.neighbours;
+        let me = neighbours.view().me();
         sources.retain(|source| *source != me && *source != self.hop.peer);
+        sources.retain(|source| neighbours.is_trusted(source));
         sources.push(self.hop.peer);
         self.taking.handle_sources(sources);
     }
@@ -194,10 +244,14 @@ impl<'a> Session<'a> {
             Ok(Some(BlobNews::Chain { first, values })) => {
                 let expected = u32::try_from(self.chain.len()) == Ok(first);
                 self.chain.extend(values);
-                let fits = expected
-                    && self.chain.len() < self.chunks().max(1) as usize
-                    && self.agrees_with_own();
-                (!fits).then(|| {
+                if self.received.is_some() {
+                    self.heard = Instant::now();
+                }
+                if !expected || self.chain.len() > self.chain_length() {
+                    return Some(self.contradicted("its chain does not go with its size"));
+                }
+                // Which of two hops is wrong shows the digest only.
+                (!self.agrees_with_own()).then(|| {
                     tracing::warn!(peer.id = %self.hop.peer.short(), "it states another chain");
                     Ended::PassedOver
                 })
@@ -206,12 +260,13 @@ impl<'a> Session<'a> {
                 self.use_sources(sources);
                 None
             }
-            Ok(Some(BlobNews::Whole)) => None,
+            Ok(Some(BlobNews::Whole)) => (self.chain.len() < self.chain_length())
+                .then(|| self.contradicted("it has the whole and tells no chain of it")),
             Ok(Some(BlobNews::Opened { .. })) => Some(Ended::PassedOver),
             Ok(None) => {
                 self.news = None;
                 // Without the values nothing more can be checked.
-                let has_all = self.chain.len() + 1 >= self.chunks() as usize;
+                let has_all = self.chain.len() >= self.chain_length();
                 (!has_all).then_some(Ended::PassedOver)
             }
             Err(error) => Some(self.take.passed_over(self.hop, &error)),
@@ -329,6 +384,10 @@ impl<'a> Session<'a> {
                 self.reading = None;
                 self.received = None;
                 self.taking.handle_wrong(source);
+                if source == self.hop.peer {
+                    // Chain and chunk are both its own.
+                    self.take.neighbours.distrust(source);
+                }
                 return Ok(());
             }
             Checked::Right(Taken::Relayed(chunks)) => {
