@@ -19,12 +19,14 @@
 //! condition  waiting for something to become true
 //! load       clients, rivals and meters of the benchmarks
 //! process    a child process, its log, its end
+//! descriptors  taking file descriptors away from it
 //! component  the programs of the distribution that tests use
 //! ```
 
 pub mod client;
 pub mod component;
 pub mod condition;
+pub mod descriptors;
 pub mod fake;
 pub mod fleet;
 pub mod http;

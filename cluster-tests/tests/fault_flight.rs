@@ -212,3 +212,35 @@ async fn a_fill_ends_although_its_only_client_does_not_read() -> Result<()> {
     assert_whole(&sleeper.finish().await?, &content);
     Ok(())
 }
+
+#[tokio::test]
+async fn who_waits_behind_long_downloads_is_told_the_setting_and_keeps_the_place() -> Result<()> {
+    let scene = Scene::with(|node| {
+        let node = node.set("upstreams/fake/max_requests", 1);
+        node.set("upstreams/fake/max_downloads", 1)
+    })
+    .await?;
+    let (long, queued) = (noise(1, 4 * MIB), noise(2, MIB));
+    let long_digest = scene.fake.add_blob("app", long.clone());
+    let queued_digest = scene.fake.add_blob("app", queued.clone());
+    let gate = Gate::default();
+    let stalled = Then::healthy().stall(MIB as u64, &gate);
+    scene
+        .fake
+        .on(When::get(&format!("/blobs/{long_digest}")), stalled);
+    let reader = scene.open(scene.blob("app", &long_digest)).await?;
+
+    let answer = scene.send(scene.blob("app", &queued_digest)).await?;
+    assert_eq!(answer.status(), 503);
+    let seconds: u64 = answer.header("retry-after").expect("a hint").parse()?;
+    assert!((1..=60).contains(&seconds), "{seconds}");
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(text.contains("max_downloads"), "{text}");
+
+    gate.open();
+    assert_whole(&reader.finish().await?, &long);
+    let answer = scene.send(scene.blob("app", &queued_digest)).await?;
+    assert_whole(&answer, &queued);
+    assert_eq!(scene.fake.count("GET", "/blobs/"), 2);
+    Ok(())
+}

@@ -334,7 +334,8 @@ impl Puller {
         if let Some(far) = joined.begun {
             fillers.start(&joined.waiter.transfer, far);
         }
-        blob::in_time(deadline, joined.waiter.confirmed()).await??;
+        let confirmed = blob::in_time(deadline, joined.waiter.confirmed()).await;
+        confirmed.map_err(|error| error.in_crowd_of(&origin.upstream))??;
         Ok(joined.waiter)
     }
 

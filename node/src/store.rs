@@ -14,6 +14,7 @@ mod account;
 mod buffers;
 mod changes;
 mod config;
+mod content;
 mod custody;
 mod error;
 mod eviction;
@@ -21,32 +22,32 @@ mod index;
 mod layout;
 mod links;
 mod metrics;
+mod opening;
 mod part;
 mod read;
 mod recovery;
 mod sidecar;
 mod space;
+mod status;
+mod suspended;
 mod tags;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::AtomicU64;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use millrace_protocol::oci::{Digest, MediaType};
+use millrace_protocol::oci::Digest;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use rangemap::RangeSet;
-use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 pub use buffers::{Buffer, Buffers, LARGE_BYTES, SMALL_BYTES};
 pub use changes::{Change, Changes, Missed, Shelf};
 pub use config::Config;
+pub use content::{BlobFile, StoredManifest};
 pub use custody::Custody;
 pub use error::StoreError;
 pub use links::Record;
@@ -54,6 +55,7 @@ pub use part::{Part, PartWriter};
 pub use read::{FileRange, FileReader};
 pub use sidecar::{Provenance, Sidecar, TagClaim};
 pub use space::Limits;
+pub use status::Status;
 pub use tags::{TagName, TagRecord};
 
 use crate::task::Tasks;
@@ -61,15 +63,12 @@ use account::Counted;
 use changes::Announcer;
 use custody::Spared;
 use error::FileContext;
-use eviction::Pin;
-use index::{BlobRecord, Index, Opened};
+use index::Index;
 use layout::Layout;
 use metrics::Metrics;
-use part::Suspended;
-use space::{Disk, Space};
-
-/// How often access times are written to the index.
-const TOUCH_INTERVAL: Duration = Duration::from_secs(15);
+use space::Space;
+use status::Gauges;
+use suspended::Suspended;
 
 /// The store of one node; clones share it.
 #[derive(Clone, Debug)]
@@ -266,246 +265,6 @@ impl Store {
         self.inner.metrics.register(registry);
         registry.register_collector(Box::new(Gauges(self.clone())));
     }
-
-    /// Writes access times until the daemon stops, after the index was read or rebuilt.
-    async fn run(self, opened: Opened, tasks: Tasks) {
-        let stop = Arc::new(AtomicBool::new(false));
-        let inner = Arc::clone(&self.inner);
-        let stopped = Arc::clone(&stop);
-        let mut preparing = tokio::task::spawn_blocking(move || {
-            inner.prepare_index(opened, || stopped.load(Ordering::Relaxed));
-        });
-        let stopping = tasks.stopping();
-        tokio::pin!(stopping);
-        let mut ticks = tokio::time::interval(TOUCH_INTERVAL);
-        let mut prepared = false;
-        loop {
-            tokio::select! {
-                () = &mut stopping => break,
-                result = &mut preparing, if !prepared => {
-                    prepared = true;
-                    log_failure(result.map_err(io::Error::other), "prepare the index");
-                }
-                _ = ticks.tick() => {
-                    let inner = Arc::clone(&self.inner);
-                    log_failure(blocking(move || inner.flush_touched()).await, "write access times");
-                }
-            }
-        }
-        stop.store(true, Ordering::Relaxed);
-        if !prepared {
-            log_failure(
-                preparing.await.map_err(io::Error::other),
-                "prepare the index",
-            );
-        }
-        let inner = Arc::clone(&self.inner);
-        let closed = blocking(move || {
-            inner.flush_touched()?;
-            inner.index.flush()
-        });
-        log_failure(closed.await, "close the index");
-    }
-}
-
-fn log_failure<E: std::error::Error + 'static>(result: Result<(), E>, action: &str) {
-    if let Err(error) = result {
-        tracing::error!(error = &error as &dyn std::error::Error, "cannot {action}");
-    }
-}
-
-impl Inner {
-    fn open(config: &Config) -> Result<(Self, Opened), StoreError> {
-        let layout = Layout::create(&config.root)?;
-        let lock = lock(&layout)?;
-        let limits = Limits::resolve(config, &layout)?;
-        let (index, opened) = Index::open(&layout.index())?;
-        let counted = match opened {
-            Opened::Existing => Counted::UpTo(None),
-            Opened::New => Counted::All,
-        };
-        let inner = Self {
-            layout,
-            index,
-            space: Space::new(limits),
-            buffers: Buffers::default(),
-            metrics: Metrics::default(),
-            announcer: Announcer::default(),
-            pins: Mutex::default(),
-            touched: Mutex::default(),
-            counted: Mutex::new(counted),
-            suspended: Mutex::default(),
-            eviction: Mutex::default(),
-            scarce: Notify::default(),
-            withdrawn: Mutex::default(),
-            spared: Mutex::default(),
-            scratches: AtomicU64::default(),
-            sidecars: Mutex::default(),
-            index_ready: watch::Sender::new(false),
-            _lock: lock,
-        };
-        inner.adopt_parts()?;
-        Ok((inner, opened))
-    }
-
-    /// Counts or rebuilds the index, then brings the store within its bounds; blocks.
-    fn prepare_index(self: &Arc<Self>, opened: Opened, stop: impl Fn() -> bool) {
-        let result = match opened {
-            Opened::Existing => {
-                self.count(&stop);
-                Ok(())
-            }
-            Opened::New => self.rebuild(&stop),
-        };
-        if stop() {
-            return;
-        }
-        let result = result
-            .and_then(|()| self.index.complete())
-            .and_then(|()| self.trim());
-        log_failure(result, "read or rebuild the index");
-        self.index_ready.send_replace(true);
-    }
-
-    fn open_blob(self: &Arc<Self>, digest: &Digest) -> Result<Option<BlobFile>, StoreError> {
-        let pin = Pin::new(self, digest);
-        let path = self.layout.blob(digest);
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.doing("open", &path)?,
-        };
-        let size = file.metadata().doing("examine", &path)?.len();
-        self.touch(digest);
-        Ok(Some(BlobFile {
-            reader: FileReader::new(Arc::new(file), self.buffers.clone()),
-            size,
-            _pin: pin,
-        }))
-    }
-
-    fn read_manifest(
-        self: &Arc<Self>,
-        digest: &Digest,
-    ) -> Result<Option<StoredManifest>, StoreError> {
-        let _pin = Pin::new(self, digest);
-        let sidecar = Sidecar::read(&self.layout.sidecar(digest));
-        let Some(media_type) = sidecar.and_then(|sidecar| sidecar.media_type) else {
-            return Ok(None);
-        };
-        let path = self.layout.blob(digest);
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.doing("read", &path)?,
-        };
-        let actual = Digest::of(digest.algorithm(), &bytes);
-        if actual != *digest {
-            tracing::error!(blob.digest = %digest, %actual, "a manifest on disk is damaged; removed");
-            self.remove_blob(digest)?;
-            return Ok(None);
-        }
-        self.touch(digest);
-        Ok(Some(StoredManifest {
-            bytes: bytes.into(),
-            media_type,
-        }))
-    }
-
-    /// Moves a flushed, verified file to its place; blocks.
-    fn publish(
-        self: &Arc<Self>,
-        digest: &Digest,
-        file: &Path,
-        size: u64,
-        sidecar: &Sidecar,
-    ) -> Result<(), StoreError> {
-        // Older content under this digest may be evicted, but not between the two files.
-        let _pin = Pin::new(self, digest);
-        let target = self.layout.blob(digest);
-        self.make_fan_folder(layout::parent(&target))?;
-        {
-            let _one_at_a_time = self.sidecars.lock();
-            let path = self.layout.sidecar(digest);
-            let mut merged = Sidecar::read(&path).unwrap_or_else(|| sidecar.clone());
-            merged.merge(sidecar.clone());
-            merged.write(&path)?;
-        }
-        fs::rename(file, &target).doing("publish", &target)?;
-        self.announcer.announce(Change::Came(*digest));
-        layout::sync_folder(layout::parent(&target))?;
-        layout::remove(&self.layout.part_state(digest))?;
-        self.index_repositories(sidecar)?;
-        let accessed = unix_now();
-        self.record(digest, BlobRecord { size, accessed })?;
-        self.metrics.committed_blobs.inc();
-        self.metrics.committed_bytes.inc_by(size);
-        Ok(())
-    }
-
-    fn make_fan_folder(&self, folder: &Path) -> Result<(), StoreError> {
-        if folder.exists() {
-            return Ok(());
-        }
-        fs::create_dir_all(folder).doing("create", folder)?;
-        layout::sync_folder(layout::parent(folder))?;
-        layout::sync_folder(&self.layout.blobs())
-    }
-
-    /// Takes a suspended part out of the account and returns which ranges it has.
-    fn take_suspended(&self, digest: &Digest) -> RangeSet<u64> {
-        let mut suspended = self.suspended.lock();
-        let Some(part) = suspended.remove(digest) else {
-            return RangeSet::new();
-        };
-        self.space.resume(part.bytes);
-        let state = self.layout.part_state(digest);
-        let saved = part::saved_ranges(&state);
-        // From now on the part changes, so the state must not be believed after a crash.
-        match layout::remove(&state) {
-            Ok(()) => saved,
-            Err(error) => {
-                tracing::warn!(%error, "a suspended part is begun anew");
-                RangeSet::new()
-            }
-        }
-    }
-
-    fn put_suspended(&self, digest: Digest, bytes: u64) {
-        self.space.suspend(bytes);
-        let since = SystemTime::now();
-        self.suspended
-            .lock()
-            .insert(digest, Suspended { bytes, since });
-    }
-
-    fn status(&self) -> Status {
-        let limits = self.space.limits();
-        let taken = self.space.taken();
-        Status {
-            root: self.layout.root().to_owned(),
-            blobs: taken.blob_count,
-            blob_bytes: taken.blobs,
-            growing_bytes: taken.growing,
-            suspended_bytes: taken.suspended,
-            spared_bytes: self.spared.lock().bytes(),
-            max_bytes: limits.max_size,
-            min_free_bytes: limits.min_free,
-            free_bytes: Disk::of(self.layout.root()).map(|disk| disk.free).ok(),
-            index_ready: *self.index_ready.borrow(),
-        }
-    }
-}
-
-/// Takes the lock of a data folder for this process.
-fn lock(layout: &Layout) -> Result<File, StoreError> {
-    let path = layout.lock();
-    let file = File::create(&path).doing("create", &path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(StoreError::InUse {
-            root: layout.root().to_owned(),
-        }),
-        Err(fs::TryLockError::Error(error)) => Err(error).doing("lock", &path),
-    }
 }
 
 /// Runs blocking work of the store on the blocking pool.
@@ -522,117 +281,15 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+/// Logs what has failed in the background, where nobody waits for it.
+fn log_failure<E: std::error::Error + 'static>(result: Result<(), E>, action: &str) {
+    if let Err(error) = result {
+        tracing::error!(error = &error as &dyn std::error::Error, "cannot {action}");
+    }
+}
+
 /// Returns the time in seconds since 1970.
 fn unix_now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default().as_secs()
-}
-
-/// A blob that is open for reading; it is not evicted while this value lives.
-#[derive(Debug)]
-pub struct BlobFile {
-    reader: FileReader,
-    size: u64,
-    _pin: Pin,
-}
-
-impl BlobFile {
-    /// Returns the size in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Returns the reader of its content.
-    pub fn reader(&self) -> &FileReader {
-        &self.reader
-    }
-}
-
-/// A manifest as it was received.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredManifest {
-    /// Its bytes, verified.
-    pub bytes: Bytes,
-    /// Its exact `Content-Type`.
-    pub media_type: MediaType,
-}
-
-/// The account of a store.
-#[derive(Clone, Debug, Serialize)]
-pub struct Status {
-    /// The data folder.
-    pub root: PathBuf,
-    /// Complete blobs and manifests.
-    pub blobs: u64,
-    /// Their bytes.
-    pub blob_bytes: u64,
-    /// Bytes taken by parts that grow, at their full size.
-    pub growing_bytes: u64,
-    /// Bytes of parts that wait to be continued.
-    pub suspended_bytes: u64,
-    /// Bytes of blobs that no other node of the cluster was known to have when room was sought.
-    pub spared_bytes: u64,
-    /// Most bytes that all of these may take.
-    pub max_bytes: u64,
-    /// Free bytes that the file system keeps.
-    pub min_free_bytes: u64,
-    /// Free bytes of the file system now; absent when it cannot be asked.
-    pub free_bytes: Option<u64>,
-    /// Whether the index has been read or rebuilt; content is served either way.
-    pub index_ready: bool,
-}
-
-/// Reads the account when metrics are collected.
-#[derive(Debug)]
-struct Gauges(Store);
-
-impl prometheus_client::collector::Collector for Gauges {
-    fn encode(
-        &self,
-        mut encoder: prometheus_client::encoding::DescriptorEncoder<'_>,
-    ) -> Result<(), std::fmt::Error> {
-        use prometheus_client::encoding::EncodeMetric;
-        use prometheus_client::metrics::gauge::ConstGauge;
-        let status = self.0.status();
-        let gauges = [
-            ("blobs", "Complete blobs and manifests", status.blobs),
-            (
-                "blob_bytes",
-                "Bytes of complete blobs and manifests",
-                status.blob_bytes,
-            ),
-            (
-                "growing_bytes",
-                "Bytes taken by parts that grow",
-                status.growing_bytes,
-            ),
-            (
-                "suspended_bytes",
-                "Bytes of parts that wait",
-                status.suspended_bytes,
-            ),
-            (
-                "spared_bytes",
-                "Bytes of blobs that no other node was known to have",
-                status.spared_bytes,
-            ),
-            (
-                "max_bytes",
-                "Most bytes that the store may take",
-                status.max_bytes,
-            ),
-            (
-                "free_bytes",
-                "Free bytes of the file system",
-                status.free_bytes.unwrap_or(0),
-            ),
-        ];
-        for (name, help, value) in gauges {
-            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
-            let name = format!("millrace_store_{name}");
-            let encoder = encoder.encode_descriptor(&name, help, None, gauge.metric_type())?;
-            gauge.encode(encoder)?;
-        }
-        Ok(())
-    }
 }

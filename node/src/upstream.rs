@@ -7,7 +7,8 @@
 //! One request goes through the files like this: `manifest`, `blob` or `listing` say what is asked;
 //! `fetch` waits for its turn (`turns`) and chooses an endpoint; `attempt` authenticates (`challenge`,
 //! `token`, `credential`, within the bounds of `confine`) and follows redirects; `transport`
-//! carries each exchange, to strangers only at public addresses (`address`). `breaker` and
+//! carries each exchange, to strangers only at public addresses (`address`), and knows when it is
+//! this node that lacks something (`shortage`). `breaker` and
 //! `budget` remember, per `endpoint`, what the answers say about tomorrow; `shared` exchanges
 //! budgets with other nodes.
 
@@ -30,6 +31,7 @@ mod manifest;
 mod metrics;
 mod secret;
 mod shared;
+mod shortage;
 mod status;
 mod token;
 mod transport;
@@ -57,6 +59,7 @@ pub use error::{Defect, Fault, FetchError, Limit, Outage, Retry, SetupError, Sub
 pub use listing::{Referrers, TagList};
 pub use manifest::{FetchedManifest, ManifestHead};
 pub use secret::Secret;
+pub use shortage::Shortage;
 pub use status::{EndpointStatus, LastError, LimitStatus, Status};
 
 use config::Timeouts;
@@ -250,6 +253,12 @@ impl Upstream {
     /// Whether it runs as many requests as it may, so that others wait.
     pub fn is_saturated(&self) -> bool {
         self.inner.turns.are_taken()
+    }
+
+    /// Returns how many downloads run if those are as many as may, so that a blob waits for the end
+    /// of one.
+    pub fn crowd(&self) -> Option<usize> {
+        self.inner.turns.crowd()
     }
 
     /// Asks what a tag or digest means, which does not count as a pull.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_protocol::oci::Digest;
 
 use crate::store::StoreError;
-use crate::upstream::{Fault, FetchError, Retry};
+use crate::upstream::{Fault, FetchError, Retry, Upstream};
 
 /// Why content cannot be given; cheap to clone, so that every waiter can have it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -26,6 +26,19 @@ pub enum PullError {
     /// No first byte in time; the fetch goes on for whoever asks next.
     #[error("no answer within {waited:?}")]
     Late {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// As Late, because as many downloads as may run at the upstream do; this one keeps its place.
+    #[error(
+        "{upstream} did not get to it within {waited:?}: {limit} downloads are running, as many as its \
+         max_downloads allows; the place in the queue is kept"
+    )]
+    Crowded {
+        /// Name of the upstream.
+        upstream: String,
+        /// `max_downloads` of the upstream.
+        limit: usize,
         /// How long was waited.
         waited: Duration,
     },
@@ -55,13 +68,29 @@ pub enum PullError {
 }
 
 impl PullError {
+    /// Says that what comes late waits in the queue of this upstream, if that is as long as may be.
+    pub(super) fn in_crowd_of(self, upstream: &Upstream) -> Self {
+        match (self, upstream.crowd()) {
+            (Self::Late { waited }, Some(limit)) => Self::Crowded {
+                upstream: upstream.name().to_owned(),
+                limit,
+                waited,
+            },
+            (error, _) => error,
+        }
+    }
+
     /// Returns who is at fault.
     pub fn fault(&self) -> Fault {
         match self {
             Self::Fetch(error) => error.fault(),
             Self::Incomplete { .. } | Self::Late { .. } | Self::Corrupt { .. } => Fault::Upstream,
             Self::FellBehind => Fault::Client,
-            Self::Unconfigured | Self::Stopped | Self::Store(_) | Self::Read(_) => Fault::Local,
+            Self::Crowded { .. }
+            | Self::Unconfigured
+            | Self::Stopped
+            | Self::Store(_)
+            | Self::Read(_) => Fault::Local,
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) fn refusal(origin: Option<&Origin>, error: &PullError) -> Refusal {
             Refusal::RateLimited(name, millis)
         }
         PullError::Fetch(error) => Refusal::unavailable(name, error.to_string()),
-        PullError::Incomplete { .. } | PullError::Late { .. } => {
+        PullError::Incomplete { .. } | PullError::Late { .. } | PullError::Crowded { .. } => {
             Refusal::unavailable(name, error.to_string())
         }
         PullError::Corrupt { .. } => Refusal::Corrupt,

@@ -8,7 +8,7 @@ use std::error::Error;
 use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName,
-    HeaderValue, USER_AGENT, WWW_AUTHENTICATE,
+    HeaderValue, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
 };
 use http::{Method, StatusCode};
 use millrace_protocol::byte_range::ContentRange;
@@ -35,6 +35,10 @@ pub(super) static MILLRACE_SOURCE: HeaderName = HeaderName::from_static("x-millr
 
 /// Content under a digest never changes.
 pub(super) static IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
+
+/// When a client may ask again for a blob whose download is queued here. Its place is kept, so
+/// asking costs little; and no more often than clients give up waiting.
+const CROWD_RETRY_SECONDS: u64 = 20;
 
 /// An answer before it is counted and logged.
 #[derive(Debug)]
@@ -143,6 +147,11 @@ pub(super) fn respond(
         Failure::Pull(wanted, failure) => {
             let code = verdict(*wanted, failure, || hides_outage(policy, request_headers));
             let mut answer = error(code, Some(&failure.to_string()));
+            if let PullError::Crowded { .. } = failure {
+                answer
+                    .headers
+                    .insert(RETRY_AFTER, CROWD_RETRY_SECONDS.into());
+            }
             answer.trouble = (!failure.is_denial()).then(|| with_causes(failure));
             answer
         }
@@ -163,8 +172,12 @@ fn verdict(wanted: Wanted, failure: &PullError, hides_outage: impl Fn() -> bool)
         (PullError::Fetch(FetchError::NotFound { .. } | FetchError::Denied { .. }), _) => {
             ErrorCode::NameUnknown
         }
-        // Our own overload: another registry would be asked for everything we hold.
-        (PullError::Fetch(FetchError::Busy { .. }), _) => ErrorCode::Unavailable,
+        // Our own trouble: another registry would be asked for everything we hold.
+        (
+            PullError::Crowded { .. }
+            | PullError::Fetch(FetchError::Busy { .. } | FetchError::Shortage { .. }),
+            _,
+        ) => ErrorCode::Unavailable,
         (_, Wanted::Blob) if hides_outage() => ErrorCode::BlobUnknown,
         _ => ErrorCode::Unavailable,
     }
@@ -358,6 +371,27 @@ mod tests {
         assert_eq!(
             told(Wanted::Blob, busy.into(), "docker/29.0"),
             "503 UNAVAILABLE"
+        );
+    }
+
+    #[test]
+    fn who_is_queued_is_told_when_to_ask_again_and_which_setting_it_is() {
+        let crowded = PullError::Crowded {
+            upstream: "docker.io".to_owned(),
+            limit: 512,
+            waited: Duration::from_secs(20),
+        };
+        let failure = Failure::Pull(Wanted::Blob, crowded);
+        let answer = respond(&failure, UnavailableBlob::Auto, &headers("docker/29.0"));
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers[RETRY_AFTER], "20");
+        let Content::Full(body) = &answer.content else {
+            panic!("an error has a body");
+        };
+        let body = String::from_utf8_lossy(body);
+        assert!(
+            body.contains("512 downloads") && body.contains("max_downloads"),
+            "{body}"
         );
     }
 

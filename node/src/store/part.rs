@@ -4,42 +4,22 @@
 //! verifies the digest and then calls [`Part::commit`]. One digest has at most one part at a
 //! time; the in-flight table of the pull room sees to that.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use millrace_protocol::oci::Digest;
 use rangemap::RangeSet;
 use rustix::fs::{FallocateFlags, fallocate};
-use serde::{Deserialize, Serialize};
 
 use super::error::{FileContext, StoreError};
 use super::layout;
 use super::read::FileReader;
 use super::sidecar::Sidecar;
 use super::{Inner, blocking};
-
-/// Version of the state file of a suspended part; another one means: begin again.
-const STATE_VERSION: u32 = 1;
-
-/// What the state file of a suspended part says.
-#[derive(Debug, Serialize, Deserialize)]
-struct State {
-    version: u32,
-    /// Half-open ranges that are on disk.
-    ranges: Vec<(u64, u64)>,
-}
-
-/// A part that waits on disk to be continued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Suspended {
-    pub(super) bytes: u64,
-    pub(super) since: SystemTime,
-}
 
 /// A growing blob. Dropping it without [`Part::commit`] or [`Part::suspend`] removes it, which
 /// blocks; [`Part::discard`] does not.
@@ -204,16 +184,8 @@ impl Part {
 
     fn suspend_blocking(mut self, written: &RangeSet<u64>) -> Result<(), StoreError> {
         rustix::fs::fdatasync(&self.writer.file).doing("flush", &self.writer.path)?;
-        let ranges: Vec<(u64, u64)> = written.iter().map(|r| (r.start, r.end)).collect();
-        let bytes = ranges.iter().map(|(start, end)| end - start).sum();
-        let state = State {
-            version: STATE_VERSION,
-            ranges,
-        };
-        let state = serde_json::to_vec(&state).expect("numbers are valid JSON");
-        layout::replace(&self.inner.layout.part_state(&self.digest), &state)?;
+        self.inner.put_suspended(&self.digest, written)?;
         self.owned = false;
-        self.inner.put_suspended(self.digest, bytes);
         Ok(())
     }
 }
@@ -261,57 +233,4 @@ impl PartWriter {
             .read_exact_at(buffer, offset)
             .doing("read", &self.path)
     }
-}
-
-/// Reads which ranges a suspended part has; anything odd about it means none.
-pub(super) fn saved_ranges(path: &Path) -> RangeSet<u64> {
-    let state: Option<State> = fs::read(path)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    match state {
-        Some(state) if state.version == STATE_VERSION => state
-            .ranges
-            .into_iter()
-            .filter(|(start, end)| start < end)
-            .map(|(start, end)| start..end)
-            .collect(),
-        _ => RangeSet::new(),
-    }
-}
-
-/// Finds suspended parts and removes the rest of the folder; for the start of a store.
-pub(super) fn find_suspended(
-    layout: &layout::Layout,
-) -> Result<Vec<(Digest, Suspended)>, StoreError> {
-    let mut found = Vec::new();
-    for entry in layout::entries(&layout.parts())? {
-        let path = entry.path();
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let digest: Option<Digest> = name.replacen('-', ":", 1).parse().ok();
-        match digest.and_then(|digest| Some((digest, suspended(&path, layout, &digest)?))) {
-            Some(part) => found.push(part),
-            None if is_state_of_a_part(&path) => {}
-            None => layout::remove(&path)?,
-        }
-    }
-    Ok(found)
-}
-
-fn suspended(part: &Path, layout: &layout::Layout, digest: &Digest) -> Option<Suspended> {
-    let state = layout.part_state(digest);
-    let bytes: u64 = saved_ranges(&state)
-        .iter()
-        .map(|range| range.end - range.start)
-        .sum();
-    let since = part
-        .metadata()
-        .and_then(|metadata| metadata.modified())
-        .ok()?;
-    (bytes > 0).then_some(Suspended { bytes, since })
-}
-
-fn is_state_of_a_part(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension == "json")
-        && path.with_extension("").exists()
 }

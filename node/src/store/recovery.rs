@@ -84,7 +84,7 @@ impl Inner {
 
     /// Drops parts that a crash left behind and accounts for those that were suspended.
     pub(super) fn adopt_parts(&self) -> Result<(), StoreError> {
-        for (digest, part) in super::part::find_suspended(&self.layout)? {
+        for (digest, part) in super::suspended::find_suspended(&self.layout)? {
             self.space.suspend(part.bytes);
             self.suspended.lock().insert(digest, part);
         }

@@ -173,6 +173,7 @@ impl Attempt<'_> {
         let response = self.inner.clients.exchange(exchange, patience).await;
         let response = response.map_err(|error| match error {
             ExchangeError::Outage(reason) => self.unavailable(reason),
+            ExchangeError::Shortage(shortage) => self.inner.shortage(shortage),
             ExchangeError::Defect(defect) => self.bad_answer(defect),
         })?;
         if url.origin() == self.endpoint.url().origin()
@@ -322,6 +323,7 @@ impl Attempt<'_> {
             TokenError::Limited(pause) => self
                 .inner
                 .rate_limited(self.endpoint.pause(Limit::Requests, pause)),
+            TokenError::Shortage(shortage) => self.inner.shortage(shortage),
             TokenError::Failed(cause) => self.unavailable(Outage::TokenService(cause)),
             TokenError::Credentials(error) => self.unavailable(Outage::Credentials(error)),
         }

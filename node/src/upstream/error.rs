@@ -11,6 +11,8 @@ use std::time::Duration;
 use millrace_protocol::oci::{Digest, Reference, RepositoryName};
 use tokio::time::Instant;
 
+use super::shortage::Shortage;
+
 /// What an upstream was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
@@ -91,12 +93,20 @@ pub enum FetchError {
         reason: Outage,
     },
     /// This node already runs as many requests at the upstream as it may.
-    #[error("{limit} requests are running at {upstream}")]
+    #[error("{limit} requests are running at {upstream}, as many as its max_requests allows")]
     Busy {
         /// Canonical name of the upstream.
         upstream: Arc<str>,
         /// `max_requests` of the upstream.
         limit: usize,
+    },
+    /// This node lacks what a connection takes; nothing is known about the upstream.
+    #[error("cannot ask {upstream}: {shortage}")]
+    Shortage {
+        /// Canonical name of the upstream.
+        upstream: Arc<str>,
+        /// What is missing.
+        shortage: Shortage,
     },
     /// The answer is larger than what is accepted.
     #[error("{subject} from {upstream} is larger than {limit_bytes} bytes")]
@@ -125,7 +135,7 @@ impl FetchError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::NotFound { .. } | Self::Denied { .. } => Fault::Client,
-            Self::Busy { .. } => Fault::Local,
+            Self::Busy { .. } | Self::Shortage { .. } => Fault::Local,
             Self::Unavailable {
                 reason: Outage::Credentials(_),
                 ..
@@ -141,7 +151,9 @@ impl FetchError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::NotFound { .. } | Self::Denied { .. } | Self::TooLarge { .. } => Retry::Never,
-            Self::Busy { .. } | Self::RateLimited { .. } => Retry::SameSourceLater,
+            Self::Busy { .. } | Self::Shortage { .. } | Self::RateLimited { .. } => {
+                Retry::SameSourceLater
+            }
             Self::Unavailable {
                 reason: Outage::Interrupted | Outage::Stalled,
                 ..

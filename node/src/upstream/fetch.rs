@@ -19,6 +19,7 @@ use super::budget::Pause;
 use super::endpoint::{Admission, Closed, Endpoint};
 use super::error::{Defect, FetchError, Outage, Subject};
 use super::metrics::Outcome;
+use super::shortage::Shortage;
 use super::status::LastError;
 use super::turns::Turn;
 
@@ -162,6 +163,10 @@ impl Inner {
 
     /// Keeps what an attempt says about the endpoint's health.
     fn note(&self, endpoint: &Endpoint, admission: Admission<'_>, error: Option<&FetchError>) {
+        if let Some(FetchError::Shortage { .. }) = error {
+            // Nothing was learnt, not even that it is still there.
+            return;
+        }
         match error {
             Some(FetchError::Unavailable {
                 reason: Outage::Credentials(_),
@@ -209,6 +214,13 @@ impl Inner {
         }
     }
 
+    pub(super) fn shortage(&self, shortage: Shortage) -> FetchError {
+        FetchError::Shortage {
+            upstream: self.name.clone(),
+            shortage,
+        }
+    }
+
     pub(super) fn bad_answer(&self, subject: &Arc<Subject>, defect: Defect) -> FetchError {
         FetchError::BadAnswer {
             upstream: self.name.clone(),
@@ -237,6 +249,8 @@ fn opens_fallback(error: &FetchError) -> bool {
         FetchError::NotFound { .. }
         | FetchError::Denied { .. }
         | FetchError::Busy { .. }
+        // They would lack the same.
+        | FetchError::Shortage { .. }
         | FetchError::TooLarge { .. }
         | FetchError::BadAnswer { .. } => false,
     }
@@ -244,8 +258,10 @@ fn opens_fallback(error: &FetchError) -> bool {
 
 /// Whether the failure may be over in a moment.
 fn is_passing(error: &FetchError) -> bool {
-    let FetchError::Unavailable { reason, .. } = error else {
-        return false;
+    let reason = match error {
+        FetchError::Shortage { .. } => return true,
+        FetchError::Unavailable { reason, .. } => reason,
+        _ => return false,
     };
     match reason {
         Outage::Connect(_) | Outage::Silent(_) | Outage::Broken(_) | Outage::TokenService(_) => {
@@ -264,6 +280,7 @@ fn outcome(result: &Result<Response, FetchError>) -> Outcome {
         Err(FetchError::Denied { .. }) => Outcome::Denied,
         Err(FetchError::RateLimited { .. }) => Outcome::RateLimited,
         Err(FetchError::Unavailable { .. } | FetchError::Busy { .. }) => Outcome::Unavailable,
+        Err(FetchError::Shortage { .. }) => Outcome::Shortage,
         Err(FetchError::BadAnswer { .. } | FetchError::TooLarge { .. }) => Outcome::BadAnswer,
     }
 }

@@ -42,6 +42,8 @@ pub(super) enum Outcome {
     RateLimited,
     /// Without an answer, or with 5xx.
     Unavailable,
+    /// Not begun: this node lacked what a connection takes.
+    Shortage,
     /// With an answer that cannot be used.
     BadAnswer,
 }
@@ -69,6 +71,7 @@ impl EncodeLabelValue for Outcome {
             Self::Denied => "denied",
             Self::RateLimited => "rate_limited",
             Self::Unavailable => "unavailable",
+            Self::Shortage => "shortage",
             Self::BadAnswer => "bad_answer",
         };
         name.encode(encoder)

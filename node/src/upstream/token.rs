@@ -27,6 +27,7 @@ use super::credential::Credentials;
 use super::error::CredentialError;
 use super::metrics::{Kind, Outcome, UpstreamMetrics};
 use super::secret::Secret;
+use super::shortage::Shortage;
 use super::transport::{self, Clients, Exchange, ExchangeError, Patience};
 use crate::task::Tasks;
 
@@ -74,6 +75,8 @@ pub(super) enum TokenError {
     Limited(Option<Duration>),
     /// The service cannot be reached, fails or talks nonsense.
     Failed(Arc<str>),
+    /// This node lacks what a connection to the service takes.
+    Shortage(Shortage),
     /// The credentials cannot be read.
     Credentials(CredentialError),
 }
@@ -221,6 +224,7 @@ impl TokenService {
             Ok(_) => Outcome::Success,
             Err(TokenError::Denied(_)) => Outcome::Denied,
             Err(TokenError::Limited(_)) => Outcome::RateLimited,
+            Err(TokenError::Shortage(_)) => Outcome::Shortage,
             Err(TokenError::Failed(_) | TokenError::Credentials(_)) => Outcome::Unavailable,
         };
         self.metrics.count_request(Kind::Token, outcome);
@@ -293,6 +297,7 @@ fn headers(login: Option<HeaderValue>) -> HeaderMap {
 
 fn failed(error: ExchangeError) -> TokenError {
     let text = match error {
+        ExchangeError::Shortage(shortage) => return TokenError::Shortage(shortage),
         ExchangeError::Outage(outage) => outage.to_string(),
         ExchangeError::Defect(defect) => defect.to_string(),
     };

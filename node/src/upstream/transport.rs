@@ -19,6 +19,7 @@ use url::Url;
 use super::address::{PublicResolver, is_private_address, is_private_literal};
 use super::config::{UpstreamConfig, host_and_port};
 use super::error::{Defect, Outage, SetupError};
+use super::shortage::{Alarm, Shortage};
 
 /// Largest body of a refusal that is read, in bytes: what it says stands at its beginning.
 const MAX_REFUSAL_BYTES: usize = 16 * 1024;
@@ -35,12 +36,15 @@ pub(super) struct Clients {
     guarded: Client,
     /// What `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say, as the clients read it too.
     proxies: Arc<Matcher>,
+    alarm: Arc<Alarm>,
 }
 
 /// Builds clients and shares them between upstreams that trust and wait alike.
 #[derive(Debug, Default)]
 pub(super) struct ClientPool {
     built: HashMap<(Option<PathBuf>, Duration), Clients>,
+    /// One for all: what the node lacks, it lacks for every upstream.
+    alarm: Arc<Alarm>,
 }
 
 impl ClientPool {
@@ -77,6 +81,7 @@ impl ClientPool {
             plain: build(Client::builder())?,
             guarded: build(Client::builder().dns_resolver(PublicResolver))?,
             proxies: Arc::new(Matcher::from_system()),
+            alarm: self.alarm.clone(),
         };
         self.built.insert(key, clients.clone());
         Ok(clients)
@@ -149,6 +154,7 @@ fn read_certificates(upstream: &str, path: &Path) -> Result<Vec<Certificate>, Se
 #[derive(Clone, Debug)]
 pub(super) enum ExchangeError {
     Outage(Outage),
+    Shortage(Shortage),
     Defect(Defect),
 }
 
@@ -175,8 +181,8 @@ impl Clients {
     /// Sends one request and returns the headers of its answer, whatever they say.
     ///
     /// # Errors
-    /// An outage when no headers come; [`Defect::PrivateAddress`] when the host is not to be
-    /// contacted.
+    /// An outage when no headers come, or a shortage when that is this node's fault;
+    /// [`Defect::PrivateAddress`] when the host is not to be contacted.
     /// # Cancel safety
     /// Dropping the future closes the connection.
     pub(super) async fn exchange(
@@ -201,7 +207,7 @@ impl Clients {
         let limit = patience.until.min(Instant::now() + patience.response);
         match tokio::time::timeout_at(limit, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(failure(url, error)),
+            Ok(Err(error)) => Err(self.failure(url, error)),
             Err(_) if limit == patience.until => Err(ExchangeError::Outage(Outage::Deadline)),
             Err(_) => Err(ExchangeError::Outage(Outage::Silent(patience.response))),
         }
@@ -219,19 +225,24 @@ impl Clients {
         let proxied = uri.is_some_and(|uri| self.proxies.intercept(&uri).is_some());
         Ok(if proxied { &self.plain } else { &self.guarded })
     }
-}
 
-fn failure(url: &Url, error: reqwest::Error) -> ExchangeError {
-    let error = error.without_url();
-    if is_private_address(&error) {
-        return ExchangeError::Defect(Defect::PrivateAddress(host(url)));
+    fn failure(&self, url: &Url, error: reqwest::Error) -> ExchangeError {
+        let error = error.without_url();
+        if is_private_address(&error) {
+            return ExchangeError::Defect(Defect::PrivateAddress(host(url)));
+        }
+        let cause: Arc<str> = root_cause(&error).into();
+        if !error.is_connect() {
+            return ExchangeError::Outage(Outage::Broken(cause));
+        }
+        match Shortage::behind(&error) {
+            Some(shortage) => {
+                self.alarm.raise(shortage);
+                ExchangeError::Shortage(shortage)
+            }
+            None => ExchangeError::Outage(Outage::Connect(cause)),
+        }
     }
-    let cause: Arc<str> = root_cause(&error).into();
-    ExchangeError::Outage(if error.is_connect() {
-        Outage::Connect(cause)
-    } else {
-        Outage::Broken(cause)
-    })
 }
 
 fn host(url: &Url) -> Arc<str> {

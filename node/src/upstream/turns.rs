@@ -111,6 +111,13 @@ impl Turns {
             .saturating_sub(self.lasting.available_permits())
     }
 
+    /// Returns how many downloads run at most, if they all do, so that a blob has to wait until one
+    /// of them ends.
+    pub(super) fn crowd(&self) -> Option<usize> {
+        let is_full = self.blobs_wait() && self.lasting.available_permits() == 0;
+        is_full.then_some(self.max_requests + self.max_lasting)
+    }
+
     /// Whether a blob would have to wait.
     fn blobs_wait(&self) -> bool {
         self.are_taken() || self.blob_slots.available_permits() == 0
@@ -178,8 +185,10 @@ mod tests {
         tokio::time::advance(HOLD).await;
         second.make_room(&turns);
         assert!(now(&turns, true).is_none(), "two downloads are the most");
+        assert_eq!(turns.crowd(), Some(2));
         drop(first);
         second.make_room(&turns);
+        assert_eq!(turns.crowd(), None);
         now(&turns, true).expect("room again");
     }
 

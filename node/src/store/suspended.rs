@@ -1,0 +1,125 @@
+//! Parts that wait on disk to be continued, and the files that say what they have.
+
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+use millrace_protocol::oci::Digest;
+use rangemap::RangeSet;
+use serde::{Deserialize, Serialize};
+
+use super::Inner;
+use super::error::StoreError;
+use super::layout::{self, Layout};
+
+/// Version of the state file of a suspended part; another one means: begin again.
+const STATE_VERSION: u32 = 1;
+
+/// What the state file of a suspended part says.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    version: u32,
+    /// Half-open ranges that are on disk.
+    ranges: Vec<(u64, u64)>,
+}
+
+/// A part that waits on disk to be continued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Suspended {
+    pub(super) bytes: u64,
+    pub(super) since: SystemTime,
+}
+
+impl Inner {
+    /// Remembers which ranges of a part are on disk, for whoever continues it; blocks.
+    pub(super) fn put_suspended(
+        &self,
+        digest: &Digest,
+        written: &RangeSet<u64>,
+    ) -> Result<(), StoreError> {
+        let state = State {
+            version: STATE_VERSION,
+            ranges: written.iter().map(|r| (r.start, r.end)).collect(),
+        };
+        let state = serde_json::to_vec(&state).expect("numbers are valid JSON");
+        layout::replace(&self.layout.part_state(digest), &state)?;
+        let part = Suspended {
+            bytes: length(written),
+            since: SystemTime::now(),
+        };
+        self.space.suspend(part.bytes);
+        self.suspended.lock().insert(*digest, part);
+        Ok(())
+    }
+
+    /// Takes a suspended part out of the account and returns which ranges it has.
+    pub(super) fn take_suspended(&self, digest: &Digest) -> RangeSet<u64> {
+        let mut suspended = self.suspended.lock();
+        let Some(part) = suspended.remove(digest) else {
+            return RangeSet::new();
+        };
+        self.space.resume(part.bytes);
+        let state = self.layout.part_state(digest);
+        let saved = saved_ranges(&state);
+        // From now on the part changes, so the state must not be believed after a crash.
+        match layout::remove(&state) {
+            Ok(()) => saved,
+            Err(error) => {
+                tracing::warn!(%error, "a suspended part is begun anew");
+                RangeSet::new()
+            }
+        }
+    }
+}
+
+/// Reads which ranges a suspended part has; anything odd about it means none.
+fn saved_ranges(path: &Path) -> RangeSet<u64> {
+    let state: Option<State> = fs::read(path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    match state {
+        Some(state) if state.version == STATE_VERSION => state
+            .ranges
+            .into_iter()
+            .filter(|(start, end)| start < end)
+            .map(|(start, end)| start..end)
+            .collect(),
+        _ => RangeSet::new(),
+    }
+}
+
+/// Finds suspended parts and removes the rest of the folder; for the start of a store.
+pub(super) fn find_suspended(layout: &Layout) -> Result<Vec<(Digest, Suspended)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in layout::entries(&layout.parts())? {
+        let path = entry.path();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let digest: Option<Digest> = name.replacen('-', ":", 1).parse().ok();
+        match digest.and_then(|digest| Some((digest, suspended(&path, layout, &digest)?))) {
+            Some(part) => found.push(part),
+            None if is_state_of_a_part(&path) => {}
+            None => layout::remove(&path)?,
+        }
+    }
+    Ok(found)
+}
+
+fn suspended(part: &Path, layout: &Layout, digest: &Digest) -> Option<Suspended> {
+    let state = layout.part_state(digest);
+    let bytes = length(&saved_ranges(&state));
+    let since = part
+        .metadata()
+        .and_then(|metadata| metadata.modified())
+        .ok()?;
+    (bytes > 0).then_some(Suspended { bytes, since })
+}
+
+fn length(ranges: &RangeSet<u64>) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+fn is_state_of_a_part(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == "json")
+        && path.with_extension("").exists()
+}

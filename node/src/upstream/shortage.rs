@@ -1,0 +1,121 @@
+//! What this node itself lacks for a connection, told apart from what is wrong with an upstream.
+//!
+//! A failure for want of a file descriptor says nothing about the registry that was to be asked:
+//! it must not open its breaker, nor be shown as its error. A resolver that does not answer is no
+//! such case: without it the upstream is out of reach, and is best left alone for a while.
+
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use tokio::time::Instant;
+
+/// How often a shortage is logged: it concerns every request while it lasts.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What this node lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    /// File descriptors, of the process or of the whole system.
+    #[error("too many open files; raise the limit (LimitNOFILE= of systemd, ulimit -n)")]
+    OpenFiles,
+    /// Memory, of the kernel's networking for one.
+    #[error("the system is out of memory for connections")]
+    Memory,
+    /// A local address with a free port.
+    #[error(
+        "no local address or port is free for a connection; widen net.ipv4.ip_local_port_range \
+         or look for what holds connections"
+    )]
+    Ports,
+}
+
+impl Shortage {
+    /// Finds one among the causes of a connection that could not be made.
+    ///
+    /// A resolver hides why it could not open its files; whether this process can open one is
+    /// tried then.
+    pub(super) fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            let system = error.downcast_ref::<io::Error>();
+            if let Some(found) = system.and_then(Self::of) {
+                return Some(found);
+            }
+            cause = error.source();
+        }
+        File::open("/dev/null").err().as_ref().and_then(Self::of)
+    }
+
+    fn of(error: &io::Error) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            Errno::MFILE | Errno::NFILE => Some(Self::OpenFiles),
+            Errno::NOMEM | Errno::NOBUFS => Some(Self::Memory),
+            Errno::ADDRNOTAVAIL => Some(Self::Ports),
+            _ => None,
+        }
+    }
+}
+
+/// Logs shortages, at most one in [`LOG_INTERVAL`].
+#[derive(Debug, Default)]
+pub(super) struct Alarm {
+    last: Mutex<Option<Instant>>,
+}
+
+impl Alarm {
+    pub(super) fn raise(&self, shortage: Shortage) {
+        if self.is_due(Instant::now()) {
+            tracing::error!(reason = %shortage, "no upstream can be connected to; the cause is on this node");
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let mut last = self.last.lock();
+        let is_due = last.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot connect")]
+    struct Wrapped(#[source] io::Error);
+
+    #[test]
+    fn only_what_this_node_lacks_is_a_shortage() {
+        for (errno, found) in [
+            (Errno::MFILE, Some(Shortage::OpenFiles)),
+            (Errno::NFILE, Some(Shortage::OpenFiles)),
+            (Errno::NOMEM, Some(Shortage::Memory)),
+            (Errno::NOBUFS, Some(Shortage::Memory)),
+            (Errno::ADDRNOTAVAIL, Some(Shortage::Ports)),
+            (Errno::CONNREFUSED, None),
+            (Errno::CONNRESET, None),
+            (Errno::HOSTUNREACH, None),
+            (Errno::NETUNREACH, None),
+            (Errno::TIMEDOUT, None),
+        ] {
+            assert_eq!(Shortage::behind(&Wrapped(errno.into())), found, "{errno:?}");
+        }
+        let unresolved = io::Error::other("failed to lookup address information");
+        assert_eq!(Shortage::behind(&Wrapped(unresolved)), None);
+    }
+
+    #[test]
+    fn a_shortage_is_logged_once_a_minute() {
+        let (alarm, now) = (Alarm::default(), Instant::now());
+        assert!(alarm.is_due(now));
+        assert!(!alarm.is_due(now + LOG_INTERVAL - Duration::from_nanos(1)));
+        assert!(alarm.is_due(now + LOG_INTERVAL));
+    }
+}
