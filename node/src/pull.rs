@@ -20,6 +20,7 @@ mod chains;
 mod config;
 mod directory;
 mod error;
+mod far;
 mod feed;
 mod fill;
 mod flights;
@@ -296,7 +297,7 @@ impl Puller {
         self.inner.negative.check(origin, &digest.to_string())?;
         let joined = match self.join(origin, digest, deadline).await {
             // Nothing has reached the client yet, so one fresh attempt is free.
-            Err(PullError::Corrupt { .. }) => self.join(origin, digest, deadline).await,
+            Err(error) if error.is_corrupt() => self.join(origin, digest, deadline).await,
             result => result,
         };
         let waiter = joined?;

@@ -41,6 +41,7 @@ fn read(digest: Digest, first: u32, count: u32) -> ReadChunks {
         digest,
         first,
         count,
+        far: false,
     }
 }
 
@@ -701,6 +702,11 @@ async fn chunks_that_do_not_fit_are_refused() {
         [chunk(5), chunk(6), chunk(7)].concat(),
         [chunk(5), frames(&[Answer::Done])].concat(),
         frames(&[Answer::Holds(vec![])]),
+        frames(&[Answer::FarChunk {
+            index: 5,
+            length: CHUNK_BYTES as u32,
+            digest: Digest::of(Algorithm::Sha256, b""),
+        }]),
     ];
     for answers in disordered {
         let error = made_of(&question, &answers).await;

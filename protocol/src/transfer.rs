@@ -126,6 +126,11 @@ impl Taking {
         }
     }
 
+    /// Records that a chunk is here and right which came beside the running read.
+    pub fn handle_chunk_of_lane(&mut self, index: u32) {
+        self.add(index, index + 1);
+    }
+
     /// Records that readers need `index` next.
     ///
     /// Returns whether the running read should be ended because it goes elsewhere.

@@ -49,6 +49,7 @@ fn golden_questions() -> Vec<Question> {
             digest: digest(),
             first: 300,
             count: 64,
+            far: false,
         }),
         Question::Manifest(AskManifest {
             digest: digest(),
@@ -130,6 +131,11 @@ fn golden_answers() -> Vec<Answer> {
         told(3, HoldingsChange::Fetching(vec![])),
         told(4, HoldingsChange::InSync),
         Answer::Vouched { age_ms: 1500 },
+        Answer::FarChunk {
+            index: 900,
+            length: CHUNK_BYTES as u32,
+            digest: digest(),
+        },
     ]
 }
 
@@ -246,6 +252,7 @@ fn questions_keep_their_bounds() {
             digest: digest(),
             first,
             count,
+            far: true,
         })
     };
     assert!(frame::encode(&read(MAX_CHUNKS - MAX_READ_CHUNKS, MAX_READ_CHUNKS)).is_ok());
@@ -294,6 +301,17 @@ fn answers_keep_their_bounds() {
     assert_eq!(broken(&chunk(0, 0)), "length of a chunk");
     assert_eq!(broken(&chunk(0, (1 << 18) + 1)), "length of a chunk");
     assert_eq!(broken(&chunk(MAX_CHUNKS, 1)), "index of a chunk");
+    let digest = digest();
+    let far = |index: u32, length: u32| Answer::FarChunk {
+        index,
+        length,
+        digest,
+    };
+    let whole = CHUNK_BYTES as u32;
+    assert!(frame::encode(&far(MAX_CHUNKS - 2, whole)).is_ok());
+    assert_eq!(broken(&far(0, whole - 1)), "length of a far chunk");
+    assert_eq!(broken(&far(0, whole + 1)), "length of a far chunk");
+    assert_eq!(broken(&far(MAX_CHUNKS - 1, whole)), "index of a far chunk");
 
     let busy = Answer::Busy {
         ask: vec![node(1); MAX_SOURCES + 1],
@@ -397,13 +415,18 @@ fn any_question() -> impl Strategy<Value = Question> {
                 })
             }
         ),
-        (any_digest(), 0..MAX_CHUNKS - 64, 1..=MAX_READ_CHUNKS).prop_map(
-            |(digest, first, count)| Question::Read(ReadChunks {
+        (
+            any_digest(),
+            0..MAX_CHUNKS - 64,
+            1..=MAX_READ_CHUNKS,
+            any::<bool>()
+        )
+            .prop_map(|(digest, first, count, far)| Question::Read(ReadChunks {
                 digest,
                 first,
-                count
-            })
-        ),
+                count,
+                far
+            })),
         (any_digest(), any_role(), origins()).prop_map(|(digest, role, origins)| {
             Question::Manifest(AskManifest {
                 digest,
@@ -517,6 +540,13 @@ fn any_answer() -> impl Strategy<Value = Answer> {
         any_news().prop_map(Answer::Blob),
         (0..MAX_CHUNKS, 1..=1_u32 << 18)
             .prop_map(|(index, length)| Answer::Chunk { index, length }),
+        (0..MAX_CHUNKS - 1, any_digest()).prop_map(|(index, digest)| {
+            Answer::FarChunk {
+                index,
+                length: CHUNK_BYTES as u32,
+                digest,
+            }
+        }),
         Just(Answer::Done),
         Just(Answer::NotYet),
         any_nodes().prop_map(|ask| Answer::Busy { ask }),

@@ -89,6 +89,7 @@ async fn receive_chunks(
                 digest,
                 first,
                 count,
+                far: false,
             },
         )
     });

@@ -274,6 +274,18 @@ fn chunk_reply(event: ChunkEvent) -> Reply {
             let length = length(bytes.iter().map(Bytes::len).sum());
             (Answer::Chunk { index, length }, bytes)
         }
+        ChunkEvent::Far {
+            index,
+            bytes,
+            digest,
+        } => {
+            let answer = Answer::FarChunk {
+                index,
+                length: length(bytes.iter().map(Bytes::len).sum()),
+                digest,
+            };
+            (answer, bytes)
+        }
         ChunkEvent::Done => plain(Answer::Done),
         ChunkEvent::NotYet => plain(Answer::NotYet),
         ChunkEvent::Busy { ask } => plain(Answer::Busy { ask }),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::{Answer, Question, ReadChunks};
 
 use super::ask::{self, Asked};
@@ -18,8 +19,18 @@ pub struct ChunkStream {
     next: u32,
     /// The one behind the last that was asked for.
     end: u32,
-    /// Length of the chunk whose bytes are being waited for.
-    begun: Option<u32>,
+    /// Whether chunks may come ahead of the chain.
+    far: bool,
+    /// The chunk whose bytes are being waited for.
+    begun: Option<Begun>,
+}
+
+/// What was said of a chunk before its bytes.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    length: u32,
+    /// Of a chunk ahead of the chain.
+    digest: Option<Digest>,
 }
 
 impl ChunkStream {
@@ -35,6 +46,7 @@ impl ChunkStream {
             next: question.first,
             // The bounds were checked when the question was encoded.
             end: question.first.saturating_add(question.count),
+            far: question.far,
             begun: None,
         })
     }
@@ -52,16 +64,15 @@ impl ChunkStream {
     /// # Cancel safety
     /// No chunk is lost when dropped.
     pub async fn next(&mut self) -> Result<ChunkEvent, PeerError> {
-        let length = match self.begun {
-            Some(length) => length,
+        let begun = match self.begun {
+            Some(begun) => begun,
             None => match self.asked.next().await? {
-                Some(Answer::Chunk { index, length }) => {
-                    if index != self.next || index >= self.end {
-                        return Err(self.asked.disordered("a chunk out of order"));
-                    }
-                    self.begun = Some(length);
-                    length
-                }
+                Some(Answer::Chunk { index, length }) => self.begin(index, length, None)?,
+                Some(Answer::FarChunk {
+                    index,
+                    length,
+                    digest,
+                }) if self.far => self.begin(index, length, Some(digest))?,
                 Some(Answer::Done) if self.next == self.end => return Ok(ChunkEvent::Done),
                 Some(Answer::NotYet) => return Ok(ChunkEvent::NotYet),
                 Some(Answer::Busy { ask }) => return Ok(ChunkEvent::Busy { ask }),
@@ -70,10 +81,31 @@ impl ChunkStream {
                 None => return Err(self.asked.broken_off()),
             },
         };
-        let bytes = self.asked.bytes(length).await?;
+        let bytes = self.asked.bytes(begun.length).await?;
         self.begun = None;
         let index = self.next;
         self.next += 1;
-        Ok(ChunkEvent::Chunk { index, bytes })
+        Ok(match begun.digest {
+            None => ChunkEvent::Chunk { index, bytes },
+            Some(digest) => ChunkEvent::Far {
+                index,
+                bytes,
+                digest,
+            },
+        })
+    }
+
+    fn begin(
+        &mut self,
+        index: u32,
+        length: u32,
+        digest: Option<Digest>,
+    ) -> Result<Begun, PeerError> {
+        if index != self.next || index >= self.end {
+            return Err(self.asked.disordered("a chunk out of order"));
+        }
+        let begun = Begun { length, digest };
+        self.begun = Some(begun);
+        Ok(begun)
     }
 }

@@ -123,6 +123,15 @@ pub enum ChunkEvent {
         /// Its bytes, in order; not empty and at most `CHUNK_BYTES` together.
         bytes: Vec<Bytes>,
     },
+    /// The next chunk, as [`ChunkEvent::Chunk`], ahead of the blob's chain.
+    Far {
+        /// Which one.
+        index: u32,
+        /// Its bytes, in order; `CHUNK_BYTES` together.
+        bytes: Vec<Bytes>,
+        /// What they were when they came to the node that had them of an upstream.
+        digest: Digest,
+    },
     /// All chunks that were asked for have come.
     Done,
     /// The next chunk is not there yet.

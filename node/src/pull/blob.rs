@@ -23,7 +23,7 @@ use super::transfer::{State, Step, Waiter};
 const LEND_BYTES: u64 = 64 * 1024;
 
 /// How often a waiting reader asks itself whether its bytes are far away.
-const HURRY_INTERVAL: Duration = Duration::from_millis(500);
+pub(super) const HURRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A blob whose source is confirmed.
 #[derive(Debug)]

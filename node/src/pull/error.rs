@@ -50,6 +50,12 @@ pub enum PullError {
         /// What arrived.
         actual: Digest,
     },
+    /// What a peer gave ahead of the chain does not fit the chain, so some of it is wrong.
+    #[error("what came ahead of the chain of {digest} does not fit it")]
+    Contradicted {
+        /// What was asked for.
+        digest: Digest,
+    },
     /// This reader is slower than the bounded window of content that cannot be stored.
     #[error("read too slowly for content that is relayed without being stored")]
     FellBehind,
@@ -89,6 +95,7 @@ impl PullError {
             Self::Crowded { .. }
             | Self::Unconfigured
             | Self::Stopped
+            | Self::Contradicted { .. }
             | Self::Store(_)
             | Self::Read(_) => Fault::Local,
         }
@@ -98,9 +105,14 @@ impl PullError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Fetch(error) => error.retry(),
-            Self::Corrupt { .. } => Retry::OtherSourceNow,
+            Self::Corrupt { .. } | Self::Contradicted { .. } => Retry::OtherSourceNow,
             _ => Retry::SameSourceLater,
         }
+    }
+
+    /// Whether bytes that were shown already may be wrong, so that nobody gets another.
+    pub(super) fn is_corrupt(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Contradicted { .. })
     }
 
     /// Whether the upstream itself said no to this provenance.

@@ -324,7 +324,7 @@ impl Batches<'_> {
                 self.feed.transfer.change(|state| {
                     state.written.insert(start..end);
                     state.advance(self.id, end);
-                    self.feed.sink.publish_chain(&mut state.chain);
+                    state.learn_hashed(self.feed.sink);
                 });
                 Ok(())
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use millrace_protocol::chunk::CHUNK_BYTES;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::store::{Sidecar, Store};
@@ -126,7 +127,7 @@ impl Filler {
             match self.supply(&sink, far).await {
                 Ok(true) => return self.finish(&sink).await,
                 Ok(false) => {}
-                Err(error @ PullError::Corrupt { .. }) => {
+                Err(error) if error.is_corrupt() => {
                     sink.stop_storing().await;
                     return Err(error);
                 }
@@ -205,7 +206,8 @@ impl Filler {
 
     /// Opens the part, with what an earlier transfer left in it.
     async fn open_sink(&self) -> Result<Sink, PullError> {
-        let sink = Sink::open(&self.shared.store, &self.transfer.digest).await?;
+        let in_cluster = self.shared.neighbours.is_some();
+        let sink = Sink::open(&self.shared.store, &self.transfer.digest, in_cluster).await?;
         if let Some((written, reader)) = sink.saved().await {
             self.transfer.change(|state| {
                 state.written = written;
@@ -240,6 +242,7 @@ impl Filler {
             origin,
             sink,
         };
+        sink.settled().await;
         let mut segments = FuturesUnordered::new();
         let unneeded = self.unneeded(sink);
         tokio::pin!(unneeded);
@@ -258,12 +261,21 @@ impl Filler {
                     result => result?,
                 },
                 Some(position) = far.recv() => {
-                    if let Some(id) = self.transfer.change(|state| state.split(position)) {
+                    let start = self.far_start(position);
+                    if let Some(id) = self.transfer.change(|state| state.split(start)) {
                         segments.push(feed.run(id));
                     }
                 }
                 error = &mut unneeded => return Err(Halt::Transfer(error)),
             }
+        }
+    }
+
+    /// Returns where to begin for a reader far ahead: others can be given whole chunks only.
+    fn far_start(&self, position: u64) -> u64 {
+        match self.neighbours() {
+            Some(_) => position - position % CHUNK_BYTES,
+            None => position,
         }
     }
 
@@ -320,7 +332,7 @@ impl Filler {
             return Err(PullError::Corrupt { expected, actual });
         }
         let chain = self.transfer.change(|state| {
-            sink.publish_chain(&mut state.chain);
+            state.learn_hashed(sink);
             state.phase = Phase::Verified;
             state.chain.clone()
         });

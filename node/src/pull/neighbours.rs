@@ -171,6 +171,11 @@ impl Neighbours {
         permit.expect("the semaphore is never closed")
     }
 
+    /// As [`Neighbours::memory`], but only what is free now.
+    pub(super) fn try_memory(&self, chunks: u32) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.memory).try_acquire_many_owned(chunks).ok()
+    }
+
     /// Notes that a hop could not help.
     pub(super) fn passed_over(&self, hop: Hop, error: &PeerError) {
         tracing::debug!(

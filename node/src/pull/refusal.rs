@@ -56,7 +56,7 @@ pub(super) fn refusal(origin: Option<&Origin>, error: &PullError) -> Refusal {
         PullError::Incomplete { .. } | PullError::Late { .. } | PullError::Crowded { .. } => {
             Refusal::unavailable(name, error.to_string())
         }
-        PullError::Corrupt { .. } => Refusal::Corrupt,
+        PullError::Corrupt { .. } | PullError::Contradicted { .. } => Refusal::Corrupt,
         PullError::Unconfigured => Refusal::Unconfigured,
         PullError::FellBehind | PullError::Stopped | PullError::Store(_) | PullError::Read(_) => {
             Refusal::Unable

@@ -48,13 +48,7 @@ impl Segments {
         if whole.is_empty() {
             return None;
         }
-        let mut taken = written.clone();
-        for segment in &self.active {
-            if segment.position < segment.end {
-                taken.insert(segment.position..segment.end);
-            }
-        }
-        let gap = taken.gaps(&whole).next()?;
+        let gap = self.taken(written).gaps(&whole).next()?;
         Some(self.begin(gap.start, gap.end))
     }
 
@@ -69,6 +63,33 @@ impl Segments {
         let segment = self.active.iter_mut().find(covers)?;
         let end = std::mem::replace(&mut segment.end, position);
         Some(self.begin(position, end))
+    }
+
+    /// Claims what is neither here nor being fetched from `position` on.
+    ///
+    /// `None` when `position` is, or there are enough segments.
+    pub(super) fn claim_at(
+        &mut self,
+        position: u64,
+        written: &RangeSet<u64>,
+        size: u64,
+    ) -> Option<SegmentId> {
+        if self.active.len() >= MAX_SEGMENTS || position >= size {
+            return None;
+        }
+        let gap = self.taken(written).gaps(&(position..size)).next()?;
+        (gap.start == position).then(|| self.begin(gap.start, gap.end))
+    }
+
+    /// Returns what is here or being fetched.
+    fn taken(&self, written: &RangeSet<u64>) -> RangeSet<u64> {
+        let mut taken = written.clone();
+        for segment in &self.active {
+            if segment.position < segment.end {
+                taken.insert(segment.position..segment.end);
+            }
+        }
+        taken
     }
 
     fn begin(&mut self, start: u64, end: u64) -> SegmentId {
@@ -158,6 +179,19 @@ mod tests {
         assert_eq!(segments.bounds(first), (0, 60));
         assert_eq!(segments.bounds(second), (60, 100));
         assert_eq!(segments.split(60), None, "it is next already");
+    }
+
+    #[test]
+    fn a_far_range_that_no_segment_comes_to_is_claimed() {
+        let mut segments = Segments::default();
+        let written = ranges(&[0..10, 60..70]);
+        let first = segments.claim(&written, Some(100)).expect("a gap");
+        assert_eq!(segments.bounds(first), (10, 60));
+        assert_eq!(segments.claim_at(20, &written, 100), None, "it is coming");
+        assert_eq!(segments.claim_at(65, &written, 100), None, "it is here");
+        assert_eq!(segments.claim_at(100, &written, 100), None, "the end");
+        let far = segments.claim_at(80, &written, 100).expect("a gap");
+        assert_eq!(segments.bounds(far), (80, 100));
     }
 
     #[test]

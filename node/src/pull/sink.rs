@@ -12,8 +12,11 @@ use millrace_protocol::chunk::{CHUNK_BYTES, ChainHasher, ChainValue};
 use millrace_protocol::oci::Digest;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
+use tokio::sync::Semaphore;
 
 use crate::store::{FileReader, Part, PartWriter, Sidecar, Store, StoreError};
+
+use super::far::{FarChunk, FarChunks, FarHasher};
 
 /// How much of what was written out of order is hashed behind each write, in bytes.
 const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
@@ -24,6 +27,9 @@ const REREAD_BYTES: usize = 256 * 1024;
 /// Step in which space is reserved while the size is unknown, in bytes.
 const RESERVE_STEP_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Most chunks ahead of the chain that are being written at a time; there are fewer segments.
+const MAX_FAR_WRITES: u32 = 8;
+
 /// The receiving end of one transfer.
 #[derive(Debug)]
 pub(super) struct Sink {
@@ -32,6 +38,10 @@ pub(super) struct Sink {
     writer: Mutex<Option<PartWriter>>,
     progress: Arc<Mutex<Verification>>,
     chain: Chain,
+    /// Of what comes out of order from an upstream; others are told of it in a cluster only.
+    far: Option<Arc<Mutex<FarHasher>>>,
+    /// Held while a chunk ahead of the chain is written, also by who has left meanwhile.
+    far_writes: Arc<Semaphore>,
 }
 
 /// The values by which the chunks of a blob are checked, from its first chunk on, as far as its
@@ -74,7 +84,11 @@ pub(super) enum Checked {
 
 impl Sink {
     /// Opens the part of a digest, or goes without one when the disk has no room for it.
-    pub(super) async fn open(store: &Store, digest: &Digest) -> Result<Self, StoreError> {
+    pub(super) async fn open(
+        store: &Store,
+        digest: &Digest,
+        in_cluster: bool,
+    ) -> Result<Self, StoreError> {
         let part = match store.part(digest).await {
             Ok(part) => Some(part),
             Err(error) if error.is_full() => None,
@@ -91,6 +105,8 @@ impl Sink {
             part: tokio::sync::Mutex::new(part),
             progress: Arc::new(Mutex::new(verification)),
             chain,
+            far: in_cluster.then(Arc::default),
+            far_writes: Arc::new(Semaphore::new(MAX_FAR_WRITES as usize)),
         })
     }
 
@@ -99,6 +115,45 @@ impl Sink {
         if let Some(new) = self.chain.lock().get(chain.len()..) {
             chain.extend_from_slice(new);
         }
+    }
+
+    /// As [`Sink::publish_chain`], up to the first value that is not as `stated`; no further than
+    /// what is stated.
+    ///
+    /// # Errors
+    /// The index of that value.
+    pub(super) fn publish_agreed(
+        &self,
+        chain: &mut Vec<ChainValue>,
+        stated: &[ChainValue],
+    ) -> Result<(), u32> {
+        let own = self.chain.lock();
+        for (own, stated) in own.iter().zip(stated).skip(chain.len()) {
+            if own != stated {
+                return Err(u32::try_from(chain.len()).unwrap_or(u32::MAX));
+            }
+            chain.push(own.clone());
+        }
+        Ok(())
+    }
+
+    /// Adds to `far` what came out of order since.
+    pub(super) fn publish_far(&self, far: &mut FarChunks) {
+        let found = self.far.as_ref().map(|far| far.lock().take());
+        for (index, digest) in found.into_iter().flatten() {
+            let stated_by = None;
+            far.insert(index, FarChunk { digest, stated_by });
+        }
+    }
+
+    /// Waits until nothing ahead of the chain is being written any more by who has left: it must
+    /// not come over what was checked better.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub(super) async fn settled(&self) {
+        let all = self.far_writes.acquire_many(MAX_FAR_WRITES).await;
+        drop(all.expect("the semaphore is never closed"));
     }
 
     /// Returns what an earlier transfer left on disk, and a reader of the file.
@@ -180,12 +235,49 @@ impl Sink {
         written: RangeSet<u64>,
     ) -> (bool, Result<(), StoreError>) {
         let progress = Arc::clone(&self.progress);
+        let far = self.far.clone();
         blocking(move || {
-            let mut progress = progress.lock();
-            let in_order = progress.hashed() == offset;
-            progress.add(offset, &chunks);
-            let until = progress.hashed().saturating_add(BACKLOG_BYTES);
-            (in_order, progress.catch_up(&writer, &written, until))
+            let (in_order, caught_up) = {
+                let mut progress = progress.lock();
+                let in_order = progress.hashed() == offset;
+                progress.add(offset, &chunks);
+                let until = progress.hashed().saturating_add(BACKLOG_BYTES);
+                (in_order, progress.catch_up(&writer, &written, until))
+            };
+            if let Some(far) = far.filter(|_| !in_order) {
+                far.lock().add(offset, &chunks);
+            }
+            (in_order, caught_up)
+        })
+        .await
+    }
+
+    /// Takes a whole chunk at `offset` ahead of the chain if it has the digest that was stated.
+    /// It is hashed in order later, from the file.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub(super) async fn take_far(
+        &self,
+        offset: u64,
+        chunks: Vec<Bytes>,
+        digest: Digest,
+    ) -> Result<Checked, StoreError> {
+        let permit = Arc::clone(&self.far_writes).acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
+        let writer = self.writer.lock().clone();
+        blocking(move || {
+            let _permit = permit;
+            let mut hasher = digest.algorithm().hasher();
+            chunks.iter().for_each(|chunk| hasher.update(chunk));
+            if hasher.finish() != digest {
+                return Ok(Checked::Wrong(None));
+            }
+            let Some(writer) = writer else {
+                return Ok(Checked::Right(Taken::Relayed(chunks)));
+            };
+            writer.write(offset, &chunks)?;
+            Ok(Checked::Right(Taken::Written))
         })
         .await
     }

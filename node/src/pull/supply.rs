@@ -5,6 +5,7 @@
 //! rank; asked as holder, it gives only what it has. What is refused is told with the origin whose
 //! answer it was, so that nobody takes one provenance's refusal for another's.
 
+mod far_readers;
 mod holdings;
 mod listing;
 mod reading;
@@ -36,6 +37,7 @@ use super::rank::Rank;
 use super::refusal;
 use super::transfer::{Phase, Supply};
 
+use far_readers::FarReaders;
 use listing::Listings;
 use takers::Takers;
 
@@ -50,6 +52,7 @@ struct Shared {
     puller: Puller,
     upstreams: Upstreams,
     takers: Takers,
+    far_readers: FarReaders,
     listings: Listings,
 }
 
@@ -62,6 +65,7 @@ impl Supplier {
             puller,
             upstreams,
             takers: Takers::default(),
+            far_readers: FarReaders::default(),
             listings,
         };
         Self {

@@ -5,10 +5,15 @@
 //! to read from next is `protocol::transfer`'s decision, which node to open is `neighbours`'. What
 //! happens behind the opening is `session`'s.
 
+mod lanes;
 mod session;
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
+use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
+use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::{BlobNews, OpenBlob};
 use tokio::sync::mpsc;
 
@@ -20,10 +25,14 @@ use super::fill::Halt;
 use super::neighbours::{Hop, Neighbours};
 use super::rank::Rank;
 use super::refusal::{final_for, provenance_of};
-use super::sink::Sink;
+use super::sink::{Check, Sink};
 use super::transfer::{State, Supply, Transfer};
 
 use session::Session;
+
+/// How long a source that is alive may bring no chunk and not say either that it has none yet:
+/// longer than it waits itself before it says so.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// What a blob is taken with.
 #[derive(Clone, Copy)]
@@ -70,6 +79,7 @@ impl Take<'_> {
     }
 
     async fn open(self, hop: Hop, far: &mut mpsc::Receiver<u64>) -> Result<Ended, Halt> {
+        self.sink.settled().await;
         let question = OpenBlob {
             digest: self.transfer.digest,
             role: hop.role,
@@ -128,4 +138,24 @@ impl Take<'_> {
         }
         Ended::PassedOver
     }
+}
+
+/// Returns the bytes of a chunk in the blob, half-open.
+fn range(index: u32, size: u64) -> Range<u64> {
+    let start = u64::from(index) * CHUNK_BYTES;
+    start..(start + CHUNK_BYTES).min(size)
+}
+
+/// Returns what a chunk is checked by; `None` while the chain has not come there.
+fn check(digest: &Digest, chain: &[ChainValue], index: u32, size: u64) -> Option<Check> {
+    let before = match index.checked_sub(1) {
+        None => ChainValue::start(digest.algorithm()),
+        Some(last) => chain.get(last as usize)?.clone(),
+    };
+    let after = if u64::from(index) + 1 == chunk::count(size) {
+        None
+    } else {
+        Some(chain.get(index as usize)?.clone())
+    };
+    Some(Check { before, after })
 }

@@ -19,10 +19,12 @@ use crate::store::{BlobFile, FileReader, Provenance};
 use super::TransferStatus;
 use super::candidates::Candidates;
 use super::error::PullError;
+use super::far::FarChunks;
 use super::origin::{Origin, Source};
 use super::rank::Rank;
 use super::refusal;
 use super::segment::{SegmentId, Segments};
+use super::sink::Sink;
 use super::window::Window;
 
 /// Bytes at the end of a blob that nobody gets before the digest is verified, so that a wrong
@@ -61,6 +63,8 @@ pub(super) struct State {
     pub(super) segments: Segments,
     /// The chain over the bytes that are here without a gap; by it others check what they take.
     pub(super) chain: Vec<ChainValue>,
+    /// Chunks that are here ahead of the chain.
+    pub(super) far: FarChunks,
     /// Who is asked for bytes now.
     pub(super) supply: Supply,
     /// What the blob was fetched as, as far as peers that supplied it say.
@@ -268,10 +272,16 @@ impl State {
 
     /// Splits a segment for a reader far ahead; what is relayed comes in order only.
     pub(super) fn split(&mut self, position: u64) -> Option<SegmentId> {
-        if self.window.is_some() || self.size.is_none() {
-            return None;
-        }
-        self.segments.split(position)
+        let size = self.size.filter(|_| self.window.is_none())?;
+        let split = self.segments.split(position);
+        split.or_else(|| self.segments.claim_at(position, &self.written, size))
+    }
+
+    /// Takes over what hashing has passed, in order and ahead of it.
+    pub(super) fn learn_hashed(&mut self, sink: &Sink) {
+        sink.publish_chain(&mut self.chain);
+        sink.publish_far(&mut self.far);
+        self.far.forget(self.chain.len());
     }
 
     /// Takes over the size; what an earlier answer sent beyond it was no part of the blob.
@@ -341,15 +351,27 @@ impl State {
     /// Whether all of `range` is in the file and may be given away before the digest is verified:
     /// its end is checked by the chain.
     pub(super) fn is_checked(&self, range: &std::ops::Range<u64>) -> bool {
-        match self.phase {
+        match &self.phase {
             Phase::Verified => true,
-            Phase::Failed(PullError::Corrupt { .. }) => false,
+            Phase::Failed(error) if error.is_corrupt() => false,
             // The last chunk is checked by the digest alone.
             _ => {
                 let chained = self.chain.len() as u64 * CHUNK_BYTES;
                 range.end <= chained && self.size.is_some_and(|size| range.end < size)
             }
         }
+    }
+
+    /// Returns the digest of a whole chunk that is here ahead of the chain; the last has none,
+    /// because a blob's end is nobody's before the whole is right.
+    pub(super) fn far_digest(&self, range: &std::ops::Range<u64>) -> Option<Digest> {
+        let is_here = self.written.gaps(range).next().is_none();
+        let is_last = self.size.is_none_or(|size| range.end >= size);
+        if !is_here || is_last || matches!(self.phase, Phase::Failed(_)) {
+            return None;
+        }
+        let index = u32::try_from(range.start / CHUNK_BYTES).ok()?;
+        self.far.get(index).map(|chunk| chunk.digest)
     }
 
     /// Returns what a reader of `position..end` does next.
@@ -359,7 +381,9 @@ impl State {
             return Step::End;
         }
         // After a wrong digest nobody gets another byte.
-        if let Phase::Failed(error @ PullError::Corrupt { .. }) = &self.phase {
+        if let Phase::Failed(error) = &self.phase
+            && error.is_corrupt()
+        {
             return Step::Fail(error.clone());
         }
         let limit = end.min(self.visible_end(position));

@@ -15,6 +15,7 @@ use millrace_protocol::wire::message::{
     AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, MAX_TOLD_KEYS, OpenBlob,
     ReadChunks, RecallTag, Refusal, ResolveTag,
 };
+use tokio::sync::watch;
 
 /// Claims to have every blob.
 #[derive(Debug)]
@@ -33,6 +34,31 @@ pub(crate) struct Liar {
     pub(crate) told: Vec<HoldingsChange>,
     /// How many batches of holdings it makes up behind that.
     pub(crate) made_up: u64,
+    /// What it gives ahead of its chain.
+    pub(crate) far: Option<Far>,
+}
+
+/// What a liar gives out of order while it has only the first chunk in order.
+#[derive(Debug)]
+pub(crate) struct Far {
+    /// What it sends.
+    pub(crate) sent: Vec<u8>,
+    /// What it computes the digests from that it states.
+    pub(crate) stated: Vec<u8>,
+    /// When it has the rest.
+    pub(crate) gate: watch::Receiver<bool>,
+}
+
+impl Far {
+    fn chunk(&self, index: u32) -> ChunkEvent {
+        let start = usize::try_from(u64::from(index) * CHUNK_BYTES).expect("small");
+        let range = start..start + usize::try_from(CHUNK_BYTES).expect("small");
+        ChunkEvent::Far {
+            index,
+            bytes: vec![Bytes::copy_from_slice(&self.sent[range.clone()])],
+            digest: Digest::of(Algorithm::Sha256, &self.stated[range]),
+        }
+    }
 }
 
 impl Liar {
@@ -45,6 +71,7 @@ impl Liar {
             holding: Holding::No,
             told: Vec::new(),
             made_up: 0,
+            far: None,
         }
     }
 
@@ -78,7 +105,20 @@ impl Handler for Liar {
             sources: Vec::new(),
         };
         let mut news = vec![Ok(opened)];
-        let values = self.chain();
+        let mut values = self.chain();
+        if let Some(far) = &self.far {
+            let rest = values.split_off(1);
+            news.push(Ok(BlobNews::Chain { first: 0, values }));
+            let rest = Ok(BlobNews::Chain {
+                first: 1,
+                values: rest,
+            });
+            let rest = stream::once(after(far.gate.clone(), rest));
+            return stream::iter(news)
+                .chain(rest)
+                .chain(stream::pending())
+                .boxed();
+        }
         if !values.is_empty() {
             news.push(Ok(BlobNews::Chain { first: 0, values }));
         }
@@ -90,8 +130,22 @@ impl Handler for Liar {
             return stream::pending().boxed();
         }
         let chunks = question.first..question.first + question.count;
-        let events: Vec<_> = chunks.map(|index| self.chunk(index)).collect();
-        stream::iter(events)
+        let events: Vec<_> = match &self.far {
+            Some(far) if question.far => chunks.map(|index| far.chunk(index)).collect(),
+            _ => chunks.map(|index| self.chunk(index)).collect(),
+        };
+        let gate = self.far.as_ref().filter(|_| !question.far);
+        let first = usize::from(question.first == 0);
+        let (now, later) = events.split_at(first.min(events.len()));
+        let later = later.to_vec();
+        let later = match gate.map(|far| far.gate.clone()) {
+            Some(gate) => stream::once(after(gate, stream::iter(later)))
+                .flatten()
+                .boxed(),
+            None => stream::iter(later).boxed(),
+        };
+        stream::iter(now.to_vec())
+            .chain(later)
             .chain(stream::once(async { ChunkEvent::Done }))
             .boxed()
     }
@@ -135,4 +189,10 @@ impl Handler for Liar {
             .chain(stream::pending())
             .boxed()
     }
+}
+
+async fn after<T>(mut gate: watch::Receiver<bool>, then: T) -> T {
+    // Who could open it is gone: the test is over.
+    let _ = gate.wait_for(|open| *open).await;
+    then
 }

@@ -3,13 +3,16 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use millrace::cluster::{Identity, Member, Standing, View};
 use millrace::peer::{self, Handler, Members, Peers};
-use millrace::pull::{self, HoldingsStatus, Origin, Piece, PullError, Puller, Source, Supplier};
+use millrace::pull::{
+    self, BlobBody, HoldingsStatus, Origin, Piece, PullError, Puller, Source, Supplier,
+};
 use millrace::store::{self, Store};
 use millrace::task::Tasks;
 use millrace::telemetry::Metrics;
@@ -45,6 +48,9 @@ pub(crate) async fn eventually(mut condition: impl FnMut() -> bool) {
     .await;
 }
 
+/// Behind how many bytes a body pauses, until the gate is open.
+type Pause = Option<(usize, watch::Receiver<bool>)>;
+
 /// What the upstream has: by digest or tag.
 #[derive(Clone, Default)]
 pub(crate) struct Content {
@@ -54,6 +60,8 @@ pub(crate) struct Content {
     pub(crate) broken: Arc<Mutex<Option<u16>>>,
     /// While set, answers wait until it says true.
     pub(crate) gate: Arc<Mutex<Option<watch::Receiver<bool>>>>,
+    /// While set, answers from a blob's beginning pause behind so many bytes.
+    pub(crate) pause: Arc<Mutex<Pause>>,
     /// What `Authorization` must be, once it is set.
     guard: Arc<Mutex<Option<String>>>,
 }
@@ -89,7 +97,20 @@ impl Content {
         let Some(bytes) = self.blobs.lock().get(&digest).cloned() else {
             return Reply::new(404, "");
         };
-        let reply = Reply::new(200, bytes)
+        let range = seen.header("range").strip_prefix("bytes=");
+        let start = range.and_then(|range| range.strip_suffix('-')?.parse().ok());
+        let reply = match start {
+            Some(start) if start > 0 && start < bytes.len() => {
+                let (size, last) = (bytes.len(), bytes.len() - 1);
+                let range = format!("bytes {start}-{last}/{size}");
+                Reply::new(206, &bytes[start..]).header("content-range", range)
+            }
+            _ => match self.pause.lock().clone() {
+                Some((first, gate)) => Reply::new(200, bytes).pausing(first, gate),
+                None => Reply::new(200, bytes),
+            },
+        };
+        let reply = reply
             .header("docker-content-digest", digest)
             .header("content-type", "application/vnd.oci.image.manifest.v1+json");
         match self.gate.lock().clone() {
@@ -182,12 +203,26 @@ impl Node {
         let blob = self.puller.blob(&origin, digest).await?;
         let source = blob.source();
         let body = blob.read(0..u64::MAX).await?;
-        let pieces: Vec<Piece> = body.try_collect().await?;
-        let bytes = pieces.iter().flat_map(|piece| match piece {
-            Piece::Memory(bytes) => bytes.iter().copied(),
-            Piece::File(_) => panic!("nobody told the body to lend"),
-        });
-        Ok((bytes.collect(), source))
+        Ok((whole(body).await?, source))
+    }
+
+    /// Pulls some bytes of a blob.
+    pub(crate) async fn pull_range(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<Vec<u8>, PullError> {
+        whole(self.body(digest, range).await?).await
+    }
+
+    /// Begins to pull some bytes of a blob.
+    pub(crate) async fn body(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<BlobBody, PullError> {
+        let blob = self.puller.blob(&self.origin("team/app"), digest).await?;
+        blob.read(range).await
     }
 
     /// What the others have told this node.
@@ -197,7 +232,14 @@ impl Node {
 
     /// How many questions of this kind it has asked.
     pub(crate) fn asked(&self, kind: &str) -> u64 {
-        let line = format!("millrace_peer_questions_sent_total{{kind=\"{kind}\"}} ");
+        self.counted(&format!(
+            "millrace_peer_questions_sent_total{{kind=\"{kind}\"}}"
+        ))
+    }
+
+    /// Returns a counter; 0 while it has counted nothing.
+    pub(crate) fn counted(&self, name: &str) -> u64 {
+        let line = format!("{name} ");
         let text = self.metrics.encode().expect("a String takes all");
         let count = text.lines().find_map(|known| known.strip_prefix(&line));
         count.map_or(0, |count| count.parse().expect("a number"))
@@ -230,6 +272,16 @@ impl Node {
         let answer = self.puller.manifest(&origin, &reference).await?;
         Ok(answer.bytes.to_vec())
     }
+}
+
+/// Reads a body to its end.
+async fn whole(body: BlobBody) -> Result<Vec<u8>, PullError> {
+    let pieces: Vec<Piece> = body.try_collect().await?;
+    let bytes = pieces.iter().flat_map(|piece| match piece {
+        Piece::Memory(bytes) => bytes.iter().copied(),
+        Piece::File(_) => panic!("nobody told the body to lend"),
+    });
+    Ok(bytes.collect())
 }
 
 /// What a test may want otherwise than usual.
@@ -460,7 +512,10 @@ async fn node(zone: &str, upstream: &str, settings: Settings) -> Node {
     let puller = Puller::new(config, store.clone(), neighbours, &tasks);
     let supplier = Supplier::new(puller.clone(), upstreams.clone());
     peers.serve(Arc::new(supplier.clone()));
-    let metrics = Metrics::new(|registry| peers.register_metrics(registry));
+    let metrics = Metrics::new(|registry| {
+        peers.register_metrics(registry);
+        puller.register_metrics(registry);
+    });
     Node {
         id: identity.id(),
         zone: zone.to_owned(),

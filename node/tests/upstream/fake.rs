@@ -50,6 +50,8 @@ pub(crate) struct Reply {
     silent: bool,
     /// The answer is held back until this is true.
     gate: Option<watch::Receiver<bool>>,
+    /// The body is held back from this byte on until this is true.
+    pause: Option<(usize, watch::Receiver<bool>)>,
 }
 
 impl Reply {
@@ -64,6 +66,7 @@ impl Reply {
             end: End::KeepAlive,
             silent: false,
             gate: None,
+            pause: None,
         }
     }
 
@@ -89,6 +92,12 @@ impl Reply {
     /// Answers only when `gate` is open.
     pub(crate) fn after(mut self, gate: watch::Receiver<bool>) -> Self {
         self.gate = Some(gate);
+        self
+    }
+
+    /// Sends so many bytes of the body, and the rest when `gate` is open.
+    pub(crate) fn pausing(mut self, bytes: usize, gate: watch::Receiver<bool>) -> Self {
+        self.pause = Some((bytes, gate));
         self
     }
 
@@ -199,9 +208,20 @@ where
             let _ = gate.wait_for(|open| *open).await;
         }
         let mut bytes = reply.head().into_bytes();
-        if request.method != "HEAD" {
-            bytes.extend_from_slice(&reply.body);
+        let mut body = &reply.body[..];
+        if request.method == "HEAD" {
+            body = &[];
         }
+        if let Some((first, mut gate)) = reply.pause.clone() {
+            let (now, later) = body.split_at(first.min(body.len()));
+            bytes.extend_from_slice(now);
+            if stream.write_all(&bytes).await.is_err() {
+                return;
+            }
+            let _ = gate.wait_for(|open| *open).await;
+            (bytes, body) = (Vec::new(), later);
+        }
+        bytes.extend_from_slice(body);
         if stream.write_all(&bytes).await.is_err() {
             return;
         }

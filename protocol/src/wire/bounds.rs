@@ -85,6 +85,13 @@ impl Answer {
                 )?;
                 within("length of a chunk", (*length).into(), 1, CHUNK_BYTES)
             }
+            Self::FarChunk { index, length, .. } => {
+                // Another chunk follows it in the blob.
+                let most = (MAX_CHUNKS - 2).into();
+                within("index of a far chunk", (*index).into(), 0, most)?;
+                let length = (*length).into();
+                within("length of a far chunk", length, CHUNK_BYTES, CHUNK_BYTES)
+            }
             Self::Busy { ask } => at_most("number of sources", ask.len(), MAX_SOURCES),
             Self::Manifest {
                 media_type,

@@ -110,6 +110,9 @@ pub struct ReadChunks {
     pub first: u32,
     /// How many; between 1 and [`MAX_READ_CHUNKS`].
     pub count: u32,
+    /// Whether somebody waits for them who cannot wait for what lies before: they are to be had out
+    /// of order, and may come as [`Answer::FarChunk`].
+    pub far: bool,
 }
 
 /// Asks for a manifest by digest.
@@ -235,6 +238,16 @@ pub enum Answer {
     Vouched {
         /// Time since the upstream last answered out of the repository, in milliseconds.
         age_ms: u64,
+    },
+    /// A chunk that the chain has not come to yet, whose bytes follow this frame; only for who
+    /// asked for far chunks, and never the last of a blob.
+    FarChunk {
+        /// Which one.
+        index: u32,
+        /// How many bytes follow: those of a whole chunk.
+        length: u32,
+        /// What these bytes were when they came to the node that had them of an upstream.
+        digest: Digest,
     },
 }
 

@@ -1,7 +1,8 @@
 //! Chunks for a node that reads them: from the store, or from a blob that is still on its way.
 //!
-//! Only what was checked is given away. For a chunk that is about to come it is waited a moment,
-//! so that nodes behind each other in a chain need not ask all the time.
+//! Only what was checked is given away; ahead of the chain only to who asked for far chunks, with
+//! the digest that it was checked by. For a chunk that is about to come it is waited a moment, so
+//! that nodes behind each other in a chain need not ask all the time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,14 +13,18 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use millrace_protocol::chunk::{self, CHUNK_BYTES};
 use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::ReadChunks;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::peer::ChunkEvent;
+use crate::pull::blob::HURRY_INTERVAL;
 use crate::pull::transfer::{State, Transfer};
 use crate::store::{BlobFile, FileReader};
 
 use super::Shared;
+use super::far_readers::FarSlot;
 use super::takers::Slot;
 
 /// How long the next chunk is waited for before the reader is told to look elsewhere. It covers
@@ -61,14 +66,20 @@ async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Re
             (Content::Growing { transfer, watch }, size)
         }
     };
-    let slot = shared.takers.read(digest, from, size);
-    let slot = slot.map_err(|ask| ChunkEvent::Busy { ask })?;
+    let slot = if question.far {
+        let slot = shared.far_readers.read(digest).map(Held::Far);
+        slot.ok_or(ChunkEvent::Busy { ask: Vec::new() })?
+    } else {
+        let slot = shared.takers.read(digest, from, size).map(Held::Near);
+        slot.map_err(|ask| ChunkEvent::Busy { ask })?
+    };
     let end = question.first.saturating_add(question.count);
     let chunks = u32::try_from(chunk::count(size)).unwrap_or(u32::MAX);
     Ok(Reading {
         content,
         size,
         chunks: question.first..end.min(chunks),
+        far: question.far,
         _slot: slot,
     })
 }
@@ -81,6 +92,13 @@ async fn known_size(watch: &mut watch::Receiver<State>) -> Result<u64, ChunkEven
     };
     let state = known.map_err(|_| ChunkEvent::Absent)?;
     state.size.ok_or(ChunkEvent::Absent)
+}
+
+/// What a reader holds while it reads.
+#[expect(dead_code, reason = "held for its drop alone")]
+enum Held {
+    Near(Slot),
+    Far(FarSlot),
 }
 
 enum Content {
@@ -96,7 +114,16 @@ struct Reading {
     size: u64,
     /// Indices that are still to be sent.
     chunks: Range<u32>,
-    _slot: Slot,
+    /// Whether chunks may be given ahead of the chain.
+    far: bool,
+    _slot: Held,
+}
+
+/// A chunk that may be given away.
+struct Found {
+    file: FileReader,
+    /// What it is, ahead of the chain.
+    digest: Option<Digest>,
 }
 
 impl Reading {
@@ -104,7 +131,7 @@ impl Reading {
         stream::unfold(Some(self), |reading| async move {
             let mut reading = reading?;
             let event = reading.next().await;
-            let goes_on = matches!(event, ChunkEvent::Chunk { .. });
+            let goes_on = matches!(event, ChunkEvent::Chunk { .. } | ChunkEvent::Far { .. });
             Some((event, goes_on.then_some(reading)))
         })
     }
@@ -115,16 +142,28 @@ impl Reading {
         };
         let start = u64::from(index) * CHUNK_BYTES;
         let range = start..(start + CHUNK_BYTES).min(self.size);
-        let file = match &mut self.content {
-            Content::Stored(blob) => blob.reader().clone(),
-            Content::Growing { transfer, watch } => match wait(transfer, watch, &range).await {
-                Ok(file) => file,
-                Err(event) => return event,
-            },
+        let found = match &mut self.content {
+            Content::Stored(blob) => Ok(Found {
+                file: blob.reader().clone(),
+                digest: None,
+            }),
+            Content::Growing { transfer, watch } if self.far => {
+                wait_far(transfer, watch, &range).await
+            }
+            Content::Growing { transfer, watch } => wait(transfer, watch, &range).await,
         };
-        match read_all(&file, range).await {
-            Ok(bytes) => ChunkEvent::Chunk { index, bytes },
-            Err(error) => {
+        let Found { file, digest } = match found {
+            Ok(found) => found,
+            Err(event) => return event,
+        };
+        match (read_all(&file, range).await, digest) {
+            (Ok(bytes), None) => ChunkEvent::Chunk { index, bytes },
+            (Ok(bytes), Some(digest)) => ChunkEvent::Far {
+                index,
+                bytes,
+                digest,
+            },
+            (Err(error), _) => {
                 tracing::error!(%error, "a chunk cannot be read for a peer");
                 ChunkEvent::Absent
             }
@@ -137,21 +176,52 @@ async fn wait(
     transfer: &Transfer,
     watch: &mut watch::Receiver<State>,
     range: &Range<u64>,
-) -> Result<FileReader, ChunkEvent> {
-    let here = |state: &State| {
-        let is_here = state.written.gaps(range).next().is_none();
-        (is_here && state.is_checked(range)) || state.failure().is_some()
-    };
+) -> Result<Found, ChunkEvent> {
+    let here = |state: &State| is_checked(state, range) || state.failure().is_some();
     let waited = tokio::time::timeout(PATIENCE, watch.wait_for(here)).await;
     let Ok(waited) = waited else {
         transfer.hurry(range.start, PATIENCE);
         return Err(ChunkEvent::NotYet);
     };
     let state = waited.map_err(|_| ChunkEvent::Absent)?;
-    match &state.file {
-        Some(file) if state.failure().is_none() => Ok(file.clone()),
-        _ => Err(ChunkEvent::Absent),
+    find(&state, range)
+}
+
+/// As [`wait`], also ahead of the chain, and asking again and again that the range be fetched now,
+/// as a reader of this node would.
+async fn wait_far(
+    transfer: &Transfer,
+    watch: &mut watch::Receiver<State>,
+    range: &Range<u64>,
+) -> Result<Found, ChunkEvent> {
+    let here = |state: &State| {
+        let is_here = is_checked(state, range) || state.far_digest(range).is_some();
+        is_here || state.failure().is_some()
+    };
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        transfer.hurry(range.start, began.elapsed());
+        let waited = tokio::time::timeout(HURRY_INTERVAL, watch.wait_for(here)).await;
+        if let Ok(waited) = waited {
+            return find(&*waited.map_err(|_| ChunkEvent::Absent)?, range);
+        }
     }
+    Err(ChunkEvent::NotYet)
+}
+
+fn is_checked(state: &State, range: &Range<u64>) -> bool {
+    state.written.gaps(range).next().is_none() && state.is_checked(range)
+}
+
+/// Returns what is here of a range that was waited for.
+fn find(state: &State, range: &Range<u64>) -> Result<Found, ChunkEvent> {
+    let file = state.file.as_ref().filter(|_| state.failure().is_none());
+    let file = file.ok_or(ChunkEvent::Absent)?.clone();
+    let digest = match is_checked(state, range) {
+        true => None,
+        false => state.far_digest(range),
+    };
+    Ok(Found { file, digest })
 }
 
 async fn read_all(file: &FileReader, range: Range<u64>) -> std::io::Result<Vec<Bytes>> {

@@ -1,22 +1,21 @@
 //! One blob that was opened at one hop, until all of it is here or the hop is passed over.
 //!
-//! Three things go on at a time: news of the hop, the next chunk of a source, the write of the
-//! chunk before it.
+//! Four things go on at a time: news of the hop, the next chunk of a source, the write of the
+//! chunk before it, and what `lanes` takes for readers far ahead.
 
 use std::future::Future;
-use std::ops::Range;
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
+use millrace_protocol::chunk::{self, ChainValue};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::transfer::{Step, Taking};
 use millrace_protocol::wire::message::{BlobNews, ReadChunks};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::peer::{BlobStream, ChunkEvent, ChunkStream, PeerError};
@@ -25,18 +24,15 @@ use crate::pull::fill::Halt;
 use crate::pull::neighbours::Hop;
 use crate::pull::pending::{resolve, sleep_until};
 use crate::pull::relay::relay;
-use crate::pull::sink::{Check, Checked, Taken};
+use crate::pull::sink::{Checked, Taken};
 use crate::pull::transfer::{Phase, State};
 
-use super::{Ended, Take};
+use super::lanes::{Claimed, LaneEvent, Lanes};
+use super::{Ended, STALLED, Take, check, range};
 
-/// Chunks that one take holds in memory at most: one that arrives, one that waits, one that is
-/// written.
+/// Chunks that one take, without its far lanes, holds in memory at most: one that arrives, one that
+/// waits, one that is written.
 const CHUNKS_IN_MEMORY: u32 = 3;
-
-/// How long a source that is alive may bring no chunk and not say either that it has none yet:
-/// longer than it waits itself before it says so.
-const STALLED: Duration = Duration::from_secs(10);
 
 /// How long the hop may owe the check value of a chunk that has come, with no other value: as long
 /// as a peer may say nothing, because nobody sends a chunk before its value is known to all.
@@ -62,8 +58,11 @@ pub(super) struct Session<'a> {
     /// From when on `taking` counts time.
     began: Instant,
     taking: Taking,
+    /// The stretch that is taken in order; what is not here and in no segment comes next.
+    stretch: Option<Claimed<'a>>,
+    lanes: Lanes<'a>,
     /// The chain as the hop states it, from the first chunk on.
-    chain: Vec<ChainValue>,
+    chain: watch::Sender<Vec<ChainValue>>,
     reading: Option<Reading>,
     /// When the source was asked, or last brought a chunk; or the hop a value for one that waits.
     heard: Instant,
@@ -93,6 +92,7 @@ impl<'a> Session<'a> {
                 taking.handle_chunk(index);
             }
         }
+        let chain = watch::Sender::default();
         let mut session = Self {
             take,
             hop,
@@ -100,7 +100,9 @@ impl<'a> Session<'a> {
             size,
             began: Instant::now(),
             taking,
-            chain: Vec::new(),
+            stretch: None,
+            lanes: Lanes::new(take, hop, size, chain.subscribe()),
+            chain,
             reading: None,
             heard: Instant::now(),
             received: None,
@@ -125,7 +127,7 @@ impl<'a> Session<'a> {
         loop {
             self.begin_write();
             let due = match self.poll() {
-                Step::Complete => return Ok(Ended::Complete),
+                Step::Complete => return self.complete().await,
                 Step::Exhausted => return self.exhausted(),
                 // Those whom the hop has named take from it as well, or wait for this node: they
                 // are not waited for when the hop is of no use.
@@ -148,6 +150,7 @@ impl<'a> Session<'a> {
                     if let Some(ended) = self.handle_news(news) {
                         return Ok(ended);
                     }
+                    self.confirm()?;
                 }
                 (stream, event) = resolve(self.reading.as_mut()), if self.received.is_none() => {
                     self.reading = None;
@@ -158,7 +161,10 @@ impl<'a> Session<'a> {
                     let (chunk, checked) = written.map_err(Halt::Transfer)?;
                     self.handle_checked(chunk, checked).await?;
                 }
-                Some(position) = far.recv() => self.handle_far(position),
+                event = self.lanes.next() => {
+                    self.handle_lane(event.map_err(Halt::Transfer)?)?;
+                }
+                Some(position) = far.recv() => self.lanes.begin(position),
                 () = sleep_until(due.map(|due| self.began + due)), if due.is_some() => {}
                 () = tokio::time::sleep_until(stalled), if self.is_waiting() => {
                     if let Some(ended) = self.handle_stalled() {
@@ -173,10 +179,34 @@ impl<'a> Session<'a> {
     /// for `taking`, so nothing new is asked for before it is.
     fn poll(&mut self) -> Step {
         let arrived = self.writing.is_some() || self.received.is_some();
-        if arrived && self.taking.reading().is_none() {
+        if self.taking.reading().is_none() && (arrived || !self.aim()) {
             return Step::Wait(None);
         }
         self.taking.poll(self.began.elapsed())
+    }
+
+    /// Turns to the next stretch when the last one is over. Returns whether there is something to
+    /// do: what is left may all be in the far lanes.
+    fn aim(&mut self) -> bool {
+        let transfer = self.take.transfer;
+        if self.stretch.as_ref().is_none_or(Claimed::is_over) {
+            self.stretch = None;
+            let claimed = transfer.change(State::claim);
+            self.stretch = claimed.map(|id| Claimed::new(transfer, id));
+        }
+        if let Some(stretch) = &self.stretch {
+            self.taking.handle_wanted(stretch.chunks().start);
+        }
+        self.stretch.is_some() || self.taking.is_complete()
+    }
+
+    /// Ends the running read where another lane has begun.
+    fn end_read_at_stretch(&mut self) {
+        if self.stretch.as_ref().is_none_or(Claimed::is_over) && self.taking.reading().is_some() {
+            self.reading = None;
+            self.received = None;
+            self.taking.handle_done();
+        }
     }
 
     /// Whether the next chunk is waited for, or its check value, and nothing else.
@@ -242,12 +272,12 @@ impl<'a> Session<'a> {
     fn handle_news(&mut self, news: Result<Option<BlobNews>, PeerError>) -> Option<Ended> {
         match news {
             Ok(Some(BlobNews::Chain { first, values })) => {
-                let expected = u32::try_from(self.chain.len()) == Ok(first);
-                self.chain.extend(values);
+                let expected = u32::try_from(self.chained()) == Ok(first);
+                self.chain.send_modify(|chain| chain.extend(values));
                 if self.received.is_some() {
                     self.heard = Instant::now();
                 }
-                if !expected || self.chain.len() > self.chain_length() {
+                if !expected || self.chained() > self.chain_length() {
                     return Some(self.contradicted("its chain does not go with its size"));
                 }
                 // Which of two hops is wrong shows the digest only.
@@ -260,32 +290,66 @@ impl<'a> Session<'a> {
                 self.use_sources(sources);
                 None
             }
-            Ok(Some(BlobNews::Whole)) => (self.chain.len() < self.chain_length())
+            Ok(Some(BlobNews::Whole)) => (self.chained() < self.chain_length())
                 .then(|| self.contradicted("it has the whole and tells no chain of it")),
             Ok(Some(BlobNews::Opened { .. })) => Some(Ended::PassedOver),
             Ok(None) => {
                 self.news = None;
                 // Without the values nothing more can be checked.
-                let has_all = self.chain.len() >= self.chain_length();
+                let has_all = self.chained() >= self.chain_length();
                 (!has_all).then_some(Ended::PassedOver)
             }
             Err(error) => Some(self.take.passed_over(self.hop, &error)),
         }
     }
 
+    /// Returns how many values the hop has stated.
+    fn chained(&self) -> usize {
+        self.chain.borrow().len()
+    }
+
     /// Whether the stated chain is the one of the bytes that are here.
     fn agrees_with_own(&self) -> bool {
         let state = self.take.transfer.state();
+        let stated = self.chain.borrow();
         let own = state.chain.iter();
-        own.zip(&self.chain).all(|(own, stated)| own == stated)
+        own.zip(stated.iter()).all(|(own, stated)| own == stated)
+    }
+
+    /// Shows how far the bytes here, also those that came ahead of the chain, lead to the values
+    /// that the hop has stated.
+    ///
+    /// # Errors
+    /// What came ahead of the chain does not.
+    fn confirm(&self) -> Result<(), Halt> {
+        let Take { transfer, sink, .. } = self.take;
+        let stated = self.chain.borrow();
+        let contradicted = transfer.change(|state| {
+            let agreed = sink.publish_agreed(&mut state.chain, &stated);
+            state.far.forget(state.chain.len());
+            agreed.err().and_then(|index| state.far.get(index).copied())
+        });
+        let Some(chunk) = contradicted else {
+            return Ok(());
+        };
+        // Both are the hop's word; where not, nobody knows who was wrong.
+        if chunk.stated_by == Some(self.hop.peer) {
+            self.take.neighbours.distrust(self.hop.peer);
+        }
+        let digest = transfer.digest;
+        Err(Halt::Transfer(PullError::Contradicted { digest }))
     }
 
     fn begin_read(&mut self, source: NodeId, first: u32, count: u32) {
+        let end = self.stretch.as_ref().map(|stretch| stretch.chunks().end);
+        let room = end.map_or(count, |end| end.saturating_sub(first));
+        let count = count.min(room.max(1));
         let peers = self.take.neighbours.peers.clone();
         let question = ReadChunks {
             digest: self.take.transfer.digest,
             first,
             count,
+            far: false,
         };
         let reading = async move {
             match peers.read(source, question).await {
@@ -320,7 +384,8 @@ impl<'a> Session<'a> {
                 self.taking.handle_hint(&others);
                 self.taking.handle_not_yet(now);
             }
-            Ok(ChunkEvent::Absent) => self.taking.handle_wrong(source),
+            // A far chunk was not asked for.
+            Ok(ChunkEvent::Absent | ChunkEvent::Far { .. }) => self.taking.handle_wrong(source),
             Err(error) => {
                 tracing::debug!(peer.id = %source.short(), %error, "a source failed");
                 self.taking.handle_failed(now);
@@ -337,11 +402,17 @@ impl<'a> Session<'a> {
         let Some(chunk) = self.received.take() else {
             return;
         };
-        let Some(check) = self.check(chunk.index) else {
+        let Take { transfer, sink, .. } = self.take;
+        let check = check(
+            &transfer.digest,
+            &self.chain.borrow(),
+            chunk.index,
+            self.size,
+        );
+        let Some(check) = check else {
             self.received = Some(chunk);
             return;
         };
-        let Take { transfer, sink, .. } = self.take;
         let range = range(chunk.index, self.size);
         let size = self.size;
         self.writing = Some(Box::pin(async move {
@@ -355,26 +426,11 @@ impl<'a> Session<'a> {
         }));
     }
 
-    /// Returns what a chunk is checked by; `None` while the hop has not told.
-    fn check(&self, index: u32) -> Option<Check> {
-        let algorithm = self.take.transfer.digest.algorithm();
-        let before = match index.checked_sub(1) {
-            None => ChainValue::start(algorithm),
-            Some(last) => self.chain.get(last as usize)?.clone(),
-        };
-        let after = if index + 1 == self.chunks() {
-            None
-        } else {
-            Some(self.chain.get(index as usize)?.clone())
-        };
-        Some(Check { before, after })
-    }
-
     async fn handle_checked(&mut self, chunk: Chunk, checked: Checked) -> Result<(), Halt> {
         let Chunk { source, index, .. } = chunk;
         let range = range(index, self.size);
         let length = range.end - range.start;
-        let Take { transfer, sink, .. } = self.take;
+        let transfer = self.take.transfer;
         match checked {
             Checked::Wrong(whole) => {
                 tracing::warn!(peer.id = %source.short(), index, "a peer sent a wrong chunk");
@@ -396,14 +452,18 @@ impl<'a> Session<'a> {
                 relayed.map_err(Halt::Transfer)?;
             }
             Checked::Right(Taken::Written) => transfer.change(|state| {
-                state.written.insert(range);
+                state.written.insert(range.clone());
                 state.phase = Phase::Flowing;
-                sink.publish_chain(&mut state.chain);
             }),
         }
+        if let Some(stretch) = &self.stretch {
+            transfer.change(|state| state.advance(stretch.id(), range.end));
+        }
+        self.confirm()?;
         let metrics = &self.take.neighbours.metrics;
         metrics.received_bytes.inc_by(length);
         self.taking.handle_chunk(index);
+        self.end_read_at_stretch();
         // Somebody else's chunk fits the chain, so it was the sender's fault.
         for (_, sender) in self.wrong.extract_if(.., |(wrong, _)| *wrong == index) {
             self.take.neighbours.distrust(sender);
@@ -411,13 +471,43 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn handle_far(&mut self, position: u64) {
-        let index = u32::try_from(position / CHUNK_BYTES).unwrap_or(u32::MAX);
-        if self.taking.handle_wanted(index) {
-            self.reading = None;
-            self.received = None;
-            self.taking.handle_done();
+    /// Takes over what a far lane has done.
+    ///
+    /// # Errors
+    /// As [`Session::confirm`].
+    fn handle_lane(&mut self, event: LaneEvent) -> Result<(), Halt> {
+        let neighbours = self.take.neighbours;
+        match event {
+            LaneEvent::Here(index) => {
+                self.taking.handle_chunk_of_lane(index);
+                return self.confirm();
+            }
+            LaneEvent::Ended => {}
+            LaneEvent::Wrong(index) => {
+                // Chunk and check are both its own.
+                tracing::warn!(peer.id = %self.hop.peer.short(), index, "a far chunk is wrong");
+                neighbours.metrics.wrong_chunks.inc();
+                neighbours.distrust(self.hop.peer);
+                self.lanes.bar();
+            }
         }
+        Ok(())
+    }
+
+    /// Ends with the whole; what came ahead of the chain is hashed before, so that it is known who
+    /// was wrong.
+    async fn complete(self) -> Result<Ended, Halt> {
+        let Take { transfer, sink, .. } = self.take;
+        let written = {
+            let state = transfer.state();
+            (!state.far.is_empty()).then(|| state.written.clone())
+        };
+        if let Some(written) = written {
+            let hashed = sink.finish(self.size, written).await;
+            hashed.map_err(|error| Halt::Transfer(error.into()))?;
+            self.confirm()?;
+        }
+        Ok(Ended::Complete)
     }
 
     /// Ends without the whole: nobody who was named can give the rest.
@@ -437,12 +527,6 @@ impl<'a> Session<'a> {
             _ => Ok(Ended::PassedOver),
         }
     }
-}
-
-/// Returns the bytes of a chunk in the blob, half-open.
-fn range(index: u32, size: u64) -> Range<u64> {
-    let start = u64::from(index) * CHUNK_BYTES;
-    start..(start + CHUNK_BYTES).min(size)
 }
 
 async fn next_event(
