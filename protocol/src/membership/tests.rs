@@ -1,0 +1,219 @@
+//! The rules, one by one; fleets in virtual time are in `tests/membership`.
+
+use super::*;
+
+const ME: NodeId = NodeId::new([1; 32]);
+const OTHER: NodeId = NodeId::new([2; 32]);
+
+#[expect(clippy::disallowed_methods, reason = "some origin for the test's time")]
+fn start() -> (Membership, Instant) {
+    let now = Instant::now();
+    (Membership::new(ME, 5, 55, now), now)
+}
+
+fn announcement(generation: u64, sequence: u64) -> Announcement {
+    Announcement {
+        generation,
+        sequence,
+        instance: 66,
+        presence: Presence::Here,
+        zone: "fra1".to_owned(),
+        addresses: vec!["10.0.0.1:5050".parse().expect("an address")],
+        weight: 1,
+        version: "0.1.0".to_owned(),
+        wire_version: 1,
+        load: 0,
+        placement: 0,
+        denied: Vec::new(),
+    }
+}
+
+fn leaving(generation: u64, sequence: u64) -> Announcement {
+    Announcement {
+        presence: Presence::Leaving,
+        ..announcement(generation, sequence)
+    }
+}
+
+#[test]
+fn order_is_by_generation_then_sequence() {
+    let (mut membership, now) = start();
+    let mut hear = |announcement| membership.handle_announcement(OTHER, announcement, now);
+    assert_eq!(hear(announcement(2, 9)), Heard::Fresh);
+    assert_eq!(hear(announcement(2, 9)), Heard::Stale);
+    assert_eq!(hear(announcement(1, 10)), Heard::Stale);
+    assert_eq!(hear(announcement(3, 0)), Heard::Fresh);
+}
+
+#[test]
+fn only_a_later_start_takes_back_a_leave() {
+    let (mut membership, now) = start();
+    membership.handle_announcement(OTHER, announcement(2, 9), now);
+    membership.handle_announcement(OTHER, leaving(2, 10), now);
+    assert_eq!(membership.members().count(), 0);
+    assert!(
+        membership.poll_dials(now + YOUNG).is_empty(),
+        "nobody looks for it"
+    );
+    membership.handle_announcement(OTHER, announcement(2, 8), now);
+    assert_eq!(membership.members().count(), 0);
+    membership.handle_announcement(OTHER, announcement(3, 0), now);
+    assert_eq!(membership.members().count(), 1);
+}
+
+/// Lets `membership` hear nothing until whoever was a member is dead.
+fn silence(membership: &mut Membership, now: &mut Instant) {
+    let end = *now + DEAD_AFTER;
+    while *now < end {
+        *now += TICK_EVERY;
+        membership.handle_tick(*now);
+    }
+    assert_eq!(membership.members().count(), 0);
+}
+
+#[test]
+fn who_comes_back_from_the_dead_as_the_same_run_was_cut_off() {
+    let (mut membership, mut now) = start();
+    membership.handle_announcement(OTHER, announcement(2, 1), now);
+    assert_eq!(membership.healed(), None, "a new member");
+    silence(&mut membership, &mut now);
+    membership.handle_announcement(OTHER, announcement(2, 9), now);
+    assert_eq!(membership.healed(), Some(now));
+    let healed = now;
+    now += TICK_EVERY;
+    membership.handle_announcement(OTHER, announcement(2, 10), now);
+    assert_eq!(membership.healed(), Some(healed), "once");
+    silence(&mut membership, &mut now);
+    membership.handle_announcement(OTHER, announcement(3, 1), now);
+    assert_eq!(membership.healed(), Some(healed), "it was started anew");
+}
+
+#[test]
+fn who_was_stopped_for_long_was_cut_off_itself() {
+    let (mut membership, now) = start();
+    let stopped = now + DEAD_AFTER * 2;
+    membership.handle_tick(stopped);
+    assert_eq!(membership.healed(), None, "it was alone");
+    membership.handle_announcement(OTHER, announcement(2, 1), stopped);
+    membership.handle_tick(stopped + SUSPECT_AFTER);
+    assert_eq!(membership.healed(), None, "nobody gave it up so soon");
+    let awake = stopped + DEAD_AFTER * 2;
+    membership.handle_tick(awake);
+    assert_eq!(membership.healed(), Some(awake));
+}
+
+#[test]
+fn nonsense_makes_no_member_and_leaves_what_is_known() {
+    let (mut membership, now) = start();
+    let mut nonsense = announcement(1, 1);
+    nonsense.addresses.clear();
+    let heard = membership.handle_announcement(OTHER, nonsense, now);
+    assert_eq!(heard, Heard::Invalid(InvalidAnnouncement::Addresses));
+    assert_eq!(membership.members().count(), 0);
+    assert!(membership.poll_dials(now).is_empty());
+}
+
+#[test]
+fn a_copied_identity_is_noticed_by_the_older_node_and_by_equal_ones() {
+    let (mut membership, now) = start();
+    let mut hear = |generation, instance, after| {
+        let mut announcement = announcement(generation, 1);
+        announcement.instance = instance;
+        membership.handle_announcement(ME, announcement, now + after)
+    };
+    let old = YOUNG;
+    assert_eq!(hear(5, 55, old), Heard::Stale, "an echo");
+    assert_eq!(hear(4, 44, old), Heard::Stale, "a former life");
+    assert_eq!(
+        hear(6, 66, Duration::ZERO),
+        Heard::Stale,
+        "perhaps a former life"
+    );
+    assert_eq!(hear(6, 66, old), Heard::Duplicate);
+    assert_eq!(hear(5, 66, old), Heard::Duplicate);
+}
+
+#[test]
+fn a_node_that_lost_its_counter_takes_up_where_others_saw_it() {
+    let (mut membership, now) = start();
+    assert_eq!(membership.handle_known_as(None, now), Recognised::Fine);
+    assert_eq!(
+        membership.handle_known_as(Some((4, 1)), now),
+        Recognised::Fine
+    );
+    assert_eq!(
+        membership.handle_known_as(Some((5, 55)), now),
+        Recognised::Fine
+    );
+    assert_eq!(
+        membership.handle_known_as(Some((9, 1)), now),
+        Recognised::Raised(10)
+    );
+    assert_eq!(membership.generation(), 10);
+    let old = now + YOUNG;
+    assert_eq!(
+        membership.handle_known_as(Some((10, 55)), old),
+        Recognised::Fine
+    );
+    assert_eq!(
+        membership.handle_known_as(Some((10, 1)), old),
+        Recognised::Duplicate
+    );
+}
+
+#[test]
+fn what_is_remembered_is_bounded_and_members_stay() {
+    let (mut membership, now) = start();
+    membership.handle_announcement(OTHER, announcement(1, 1), now);
+    for number in 0..3 * MAX_ACQUAINTANCES as u64 {
+        let mut bytes = [9; 32];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        let id = NodeId::new(bytes);
+        let addresses = announcement(1, 1).addresses;
+        membership.handle_contacts(vec![Contact { id, addresses }], now);
+    }
+    assert_eq!(membership.acquaintances.len(), MAX_ACQUAINTANCES);
+    assert!(membership.acquaintances.contains_key(&OTHER));
+    assert!(membership.contacts().len() <= MAX_CONTACTS_TOLD);
+    assert_eq!(membership.contacts()[0].id, OTHER, "members come first");
+    assert!(membership.poll_dials(now + POLITE).len() <= MAX_DIALS);
+}
+
+/// After this nobody waits for the other end to dial first.
+const POLITE: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_node_that_was_stopped_itself_blames_nobody_for_the_silence() {
+    let (mut membership, now) = start();
+    membership.handle_announcement(OTHER, announcement(1, 1), now);
+    membership.handle_tick(now);
+    let standing = |membership: &Membership| membership.member(&OTHER).map(|m| m.standing);
+    let mut later = now + Duration::from_secs(60);
+    membership.handle_tick(later);
+    assert_eq!(standing(&membership), Some(Standing::Alive));
+    while later < now + Duration::from_secs(60) + SUSPECT_AFTER {
+        later += TICK_EVERY;
+        membership.handle_tick(later);
+    }
+    let suspect = Standing::Suspect(Suspicion::Silent, later);
+    assert_eq!(
+        standing(&membership),
+        Some(suspect),
+        "what comes after counts"
+    );
+}
+
+#[test]
+fn only_what_others_decide_by_counts_as_change() {
+    let (mut membership, now) = start();
+    membership.handle_announcement(OTHER, announcement(1, 1), now);
+    assert!(membership.poll_changed());
+    let mut busy = announcement(1, 2);
+    busy.load = 7;
+    membership.handle_announcement(OTHER, busy, now);
+    assert!(!membership.poll_changed());
+    let mut heavier = announcement(1, 3);
+    heavier.weight = 2;
+    membership.handle_announcement(OTHER, heavier, now);
+    assert!(membership.poll_changed());
+}
