@@ -10,16 +10,19 @@
 //! repository confirms it for `access_ttl`; a refusal takes the link away. While the upstream cannot
 //! be asked, the last confirmation counts for `access_grace`. What the upstream says depends on the
 //! node's credentials and not on who asks, so it is kept for each repository, under whatever rule
-//! the client came in. Who may read which repository is said in `rules`.
+//! the client came in. Who may read which repository is said in `rules`, what
+//! upstreams last said, and for how long that counts, in `standing`.
 
+mod ask;
 mod home;
 mod rules;
+mod standing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::access::Caller;
-use millrace_protocol::oci::{Digest, Reference, RepositoryName};
+use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::Key;
 use moka::sync::Cache;
 use tokio::time::Instant;
@@ -35,15 +38,10 @@ use super::origin::Origin;
 use super::transfer::{Supply, Transfer};
 use super::{HEADER_BUDGET, Surroundings};
 use rules::Rules;
+use standing::Standings;
 
 /// Most contents whose links are kept in memory; some 300 bytes each.
 const MAX_LINKS: u64 = 20_000;
-
-/// Most refusals of content that are kept; the home of one that was dropped is believed again.
-const MAX_REFUSALS: u64 = 20_000;
-
-/// Most repositories whose standing is kept.
-const MAX_STANDINGS: u64 = 10_000;
 
 /// The check of a node; clones share it.
 #[derive(Clone, Debug)]
@@ -58,14 +56,8 @@ struct Inner {
     rules: Rules,
     /// Whether anything is kept from anybody by the configuration.
     restricts: bool,
-    ttl: Duration,
-    grace: Duration,
-    /// Counts as a confirmation of what a run before this one fetched.
-    started: Instant,
     links: Cache<Digest, Links>,
-    standings: Cache<Provenance, Standing>,
-    /// When content was last refused to a repository.
-    refusals: Cache<(Provenance, Digest), Instant>,
+    standings: Standings,
     /// The last part of the key: whether only the upstream is asked.
     checks: Flights<(Provenance, Digest, bool), ()>,
     /// The other nodes, in a cluster.
@@ -96,13 +88,6 @@ struct Links {
     all: Arc<[Provenance]>,
 }
 
-/// What the upstream last said about a repository to these credentials.
-#[derive(Clone, Copy, Debug)]
-enum Standing {
-    Confirmed(Instant),
-    Denied(Instant),
-}
-
 impl Access {
     pub(super) fn new(config: &Config, surroundings: Surroundings) -> Self {
         let rules = Rules::new(&config.access);
@@ -111,12 +96,8 @@ impl Access {
             negative: surroundings.negative,
             restricts: config.has_credentials || rules.restrict(),
             rules,
-            ttl: config.access_ttl,
-            grace: config.access_grace,
-            started: Instant::now(),
             links: Cache::new(MAX_LINKS),
-            standings: Cache::new(MAX_STANDINGS),
-            refusals: Cache::new(MAX_REFUSALS),
+            standings: Standings::new(config),
             checks: Flights::new(surroundings.tasks),
             neighbours: surroundings.neighbours,
         };
@@ -192,11 +173,11 @@ impl Access {
         is_linked: bool,
     ) -> Result<(), PullError> {
         let own = origin.provenance();
-        if is_linked && self.is_confirmed(&own) {
+        if is_linked && self.inner.standings.is_confirmed(&own) {
             return Ok(());
         }
         let asked = self.ask(origin, digest, form);
-        if !is_linked || !self.is_in_grace(&own) {
+        if !is_linked || !self.inner.standings.is_in_grace(&own) {
             return asked.await;
         }
         // Behind the answer where the upstream is away anyway; its return is noticed all the same.
@@ -228,8 +209,8 @@ impl Access {
         max_age: Duration,
     ) -> Result<Duration, PullError> {
         let own = origin.provenance();
-        let age = self.age(&own).filter(|age| *age < max_age);
-        if let Some(age) = age.filter(|age| *age < self.inner.ttl)
+        let age = self.inner.standings.fresh_age(&own);
+        if let Some(age) = age.filter(|age| *age < max_age)
             && let Some(links) = self.read(digest).await?
             && links.all.contains(&own)
         {
@@ -289,19 +270,8 @@ impl Access {
     /// Notes that the upstream has just given something out of the repository.
     pub(super) fn confirm(&self, origin: &Origin) {
         if self.inner.restricts {
-            self.confirm_at(origin.provenance(), Instant::now());
-        }
-    }
-
-    /// Notes what was said at some time, unless something was said since.
-    fn confirm_at(&self, own: Provenance, at: Instant) {
-        let Some(Standing::Confirmed(known) | Standing::Denied(known)) =
-            self.inner.standings.get(&own)
-        else {
-            return self.inner.standings.insert(own, Standing::Confirmed(at));
-        };
-        if known <= at {
-            self.inner.standings.insert(own, Standing::Confirmed(at));
+            let standings = &self.inner.standings;
+            standings.confirm(origin.provenance(), Instant::now());
         }
     }
 
@@ -330,39 +300,6 @@ impl Access {
         Ok(Some(links))
     }
 
-    fn is_confirmed(&self, own: &Provenance) -> bool {
-        self.age(own).is_some_and(|age| age < self.inner.ttl)
-    }
-
-    /// Time since the repository was confirmed, unless it was denied since.
-    fn age(&self, own: &Provenance) -> Option<Duration> {
-        match self.inner.standings.get(own)? {
-            Standing::Confirmed(at) => Some(at.elapsed()),
-            Standing::Denied(_) => None,
-        }
-    }
-
-    /// Greatest age of another node's word: as that of the upstream's own, and younger than what
-    /// the upstream has refused here.
-    fn max_age(&self, own: &Provenance, digest: &Digest) -> Duration {
-        let refused = self.inner.refusals.get(&(own.clone(), *digest));
-        let denied = match self.inner.standings.get(own) {
-            Some(Standing::Denied(at)) => Some(at),
-            Some(Standing::Confirmed(_)) | None => None,
-        };
-        let last = refused.into_iter().chain(denied).max();
-        last.map_or(self.inner.ttl, |at| at.elapsed().min(self.inner.ttl))
-    }
-
-    fn is_in_grace(&self, own: &Provenance) -> bool {
-        let since = match self.inner.standings.get(own) {
-            Some(Standing::Confirmed(at)) => at,
-            Some(Standing::Denied(_)) => return false,
-            None => self.inner.started,
-        };
-        since.elapsed() < self.inner.grace
-    }
-
     async fn question(
         self,
         origin: Origin,
@@ -373,11 +310,11 @@ impl Access {
         let own = origin.provenance();
         let said = match self.ask_homes(&origin, &digest, form, &homes).await {
             Some(said) => said,
-            None => ask_upstream(&origin, &digest, form).await,
+            None => ask::upstream(&origin, &digest, form).await,
         };
         match &said {
             Ok(at) => {
-                self.confirm_at(own.clone(), *at);
+                self.inner.standings.confirm(own.clone(), *at);
                 self.linked(&digest, own).await;
             }
             Err(error) if error.is_denial() => {
@@ -398,15 +335,9 @@ impl Access {
         }
     }
 
-    /// Takes a link away. A 401 or 403 is about the repository, a 404 perhaps about this content only.
+    /// Takes a link away.
     async fn refused(&self, digest: &Digest, own: Provenance, error: &PullError) {
-        use crate::upstream::FetchError;
-        if matches!(error, PullError::Fetch(FetchError::Denied { .. })) {
-            let standing = Standing::Denied(Instant::now());
-            self.inner.standings.insert(own.clone(), standing);
-        }
-        let refused = (own.clone(), *digest);
-        self.inner.refusals.insert(refused, Instant::now());
+        self.inner.standings.refuse(&own, digest, error);
         let removed = self.inner.store.unlink(digest, own).await;
         self.inner.links.invalidate(digest);
         if let Err(error) = removed {
@@ -430,40 +361,4 @@ pub(super) fn is_fetched_for(transfer: &Transfer, origin: &Origin) -> bool {
             .names()
             .iter()
             .all(|name| *name == own)
-}
-
-/// Asks the upstream; a yes is of now.
-async fn ask_upstream(origin: &Origin, digest: &Digest, form: Form) -> Result<Instant, PullError> {
-    match form {
-        Form::Blob => ask_for_blob(origin, digest).await?,
-        Form::Manifest => ask_for_manifest(origin, *digest).await?,
-    }
-    Ok(Instant::now())
-}
-
-async fn ask_for_blob(origin: &Origin, digest: &Digest) -> Result<(), PullError> {
-    let deadline = Instant::now() + HEADER_BUDGET;
-    let Origin {
-        upstream,
-        repository,
-    } = origin;
-    upstream.probe_blob(repository, digest, deadline).await?;
-    Ok(())
-}
-
-/// By `HEAD`, which counts as no pull; by `GET` where the upstream does not know `HEAD`.
-async fn ask_for_manifest(origin: &Origin, digest: Digest) -> Result<(), PullError> {
-    let deadline = Instant::now() + HEADER_BUDGET;
-    let reference = Reference::Digest(digest);
-    let repository: &RepositoryName = &origin.repository;
-    let upstream = &origin.upstream;
-    let head = upstream
-        .head_manifest(repository, &reference, deadline)
-        .await?;
-    if head.digest.is_none() && head.media_type.is_none() {
-        upstream
-            .fetch_manifest(repository, &reference, deadline)
-            .await?;
-    }
-    Ok(())
 }
