@@ -201,6 +201,22 @@ async fn a_crashed_node_is_asked_nothing_after_seconds_and_comes_back_with_what_
 }
 
 #[tokio::test]
+async fn a_client_hardly_waits_for_a_holder_that_was_killed_just_before() -> Result<()> {
+    let mut scene = Scene::start(Fleet::of(4)).await?;
+    let (digest, content) = scene.fleet.content_of_home(3, MIB);
+    let path = scene.add(&content);
+    scene.pull(3, &path, &content).await?;
+    scene.fleet.committed(3).await;
+    let asker = scene.fleet.walk(&digest)[2];
+    scene.fleet.kill(3);
+    let pulled = scene.pull(asker, &path, &content).await?;
+    // Less than the silence of a peer, which is 3 s: the end of its other connection shows sooner
+    // that it is dead.
+    assert!(pulled.first_byte < Duration::from_secs(2), "{pulled:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_hung_node_is_asked_nothing_after_seconds_and_loses_its_seat() -> Result<()> {
     let fleet = Fleet::of(3).start().await?;
     fleet.hang(2);

@@ -37,6 +37,8 @@ pub(super) enum Close {
     Replaced = 1,
     /// The peer is no longer a member.
     Removed = 2,
+    /// The peer is suspect and does not answer.
+    Silent = 3,
 }
 
 impl Close {
@@ -60,6 +62,7 @@ impl Close {
             Self::Stopping => b"stopping",
             Self::Replaced => b"replaced",
             Self::Removed => b"removed",
+            Self::Silent => b"silent",
         }
     }
 }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use millrace_protocol::node_id::NodeId;
+use millrace_protocol::wire::message::{AskHolds, Purpose};
 use parking_lot::Mutex;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TransportConfig};
 use tokio::sync::SetOnce;
@@ -14,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, info_span};
 
 use super::answer::Answerer;
+use super::ask;
 use super::config::{Config, MAX_BACK_OFF};
 use super::endpoint;
 use super::error::{DialError, PeerError};
@@ -21,11 +24,14 @@ use super::handler::Members;
 use super::link::{Close, Dialler, Link, Outage};
 use super::metrics::Metrics;
 use super::tls::{Gate, SERVER_NAME};
-use crate::cluster::Member;
+use crate::cluster::{Member, Standing};
 use crate::task::Tasks;
 
 /// Addresses of one member that are tried, all at the same time.
 const MAX_DIALLED_ADDRESSES: usize = 4;
+
+/// How long a suspect may take to answer a question about nothing, which costs it nothing.
+const PROBE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What the parts of this room share.
 #[derive(Debug)]
@@ -337,6 +343,29 @@ impl Links {
         }
     }
 
+    /// Closes the connections of a suspect that does not answer, so that whoever waits for it goes
+    /// on at once: a process that was killed says nothing, and its silence would take longer.
+    ///
+    /// A suspect that answers keeps them: only its words to all are late.
+    fn probe(self: &Arc<Self>, link: Arc<Link>) {
+        if link.connection().is_none() {
+            return;
+        }
+        let links = self.clone();
+        let span = info_span!("peer.probe", peer.id = %link.peer.short());
+        self.tasks.spawn(span, async move {
+            let nothing = AskHolds {
+                digests: Vec::new(),
+                purpose: Purpose::Know,
+            };
+            let answer = ask::holds(&links, link.peer, nothing, PROBE_PATIENCE).await;
+            if let Err(PeerError::Silent { .. }) = answer {
+                info!("a suspect does not answer, its connections are closed");
+                link.close(Close::Silent);
+            }
+        });
+    }
+
     /// Follows the views until the node stops.
     ///
     /// # Cancel safety
@@ -348,6 +377,7 @@ impl Links {
             for link in self.all() {
                 match view.member(&link.peer) {
                     None => self.cut(&link),
+                    Some(member) if member.standing == Standing::Suspect => self.probe(link),
                     Some(member) if link.outage_is_stale(member) => link.news.notify_waiters(),
                     Some(_) => {}
                 }
