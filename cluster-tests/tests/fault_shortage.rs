@@ -1,6 +1,7 @@
 //! What this node itself lacks is neither its upstream's fault nor held against it.
 
 use anyhow::Result;
+use millrace_cluster_tests::condition::eventually;
 use millrace_cluster_tests::descriptors::Starved;
 use millrace_cluster_tests::fake::{Scene, code_of, noise};
 
@@ -14,8 +15,11 @@ const LOGGED: &str = "the cause is on this node";
 async fn a_node_without_descriptors_blames_nobody_and_says_what_to_do() -> Result<()> {
     let scene = Scene::start().await?;
     let image = scene.fake.add_image("app", "latest", &[noise(1, 1000)]);
+    let status = async || scene.node.status().await.unwrap_or_default();
+    let settled = async || status().await["store"]["index_ready"] == true;
+    eventually("the node has read what it reads at its start", settled).await;
     // One for the client; none is left for the upstream.
-    let starved = Starved::leave(scene.node.process_id(), 1)?;
+    let starved = Starved::leave(scene.node.process_id(), 1).await?;
     for _ in 0..REQUESTS {
         let answer = scene.send(scene.manifest("app", "latest")).await?;
         assert_eq!(answer.status(), 503);
