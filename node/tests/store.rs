@@ -113,6 +113,26 @@ async fn committed_content_is_read_back_after_a_restart() {
 }
 
 #[tokio::test]
+async fn more_pieces_than_one_call_takes_are_written_whole() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let (digest, bytes) = content(3, 20_000);
+    let (first, rest) = (bytes.slice(..7), bytes.slice(7..));
+    let mut pieces = vec![Bytes::new()];
+    for start in (0..rest.len()).step_by(6) {
+        pieces.push(rest.slice(start..rest.len().min(start + 6)));
+        pieces.push(Bytes::new());
+    }
+    let part = store.part(&digest).await.expect("part");
+    part.writer().write(0, &[first]).expect("written");
+    part.writer().write(7, &pieces).expect("written");
+    part.commit(20_000, Sidecar::new(None, provenance()))
+        .await
+        .expect("committed");
+    assert_eq!(read_all(&store, &digest).await, Some(bytes.to_vec()));
+}
+
+#[tokio::test]
 async fn a_part_that_is_dropped_leaves_nothing() {
     let folder = tempfile::tempdir().expect("folder");
     let (store, _tasks) = open(folder.path()).await;

@@ -5,6 +5,7 @@
 //! time; the in-flight table of the pull room sees to that.
 
 use std::fs::File;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,12 +15,16 @@ use bytes::Bytes;
 use millrace_protocol::oci::Digest;
 use rangemap::RangeSet;
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 use super::error::{FileContext, StoreError};
 use super::layout;
 use super::read::FileReader;
 use super::sidecar::Sidecar;
 use super::{Inner, blocking};
+
+/// Most pieces that the system takes in one call (`IOV_MAX`).
+const MAX_PIECES: usize = 1024;
 
 /// A growing blob. Dropping it without [`Part::commit`] or [`Part::suspend`] removes it, which
 /// blocks; [`Part::discard`] does not.
@@ -124,9 +129,7 @@ impl Part {
         let (from, more) = (self.allocated, self.reserved - self.allocated);
         blocking(
             move || match fallocate(&file, FallocateFlags::KEEP_SIZE, from, more) {
-                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
-                    Err(StoreError::NoSpace { needed_bytes: more })
-                }
+                Err(Errno::NOSPC | Errno::DQUOT) => Err(StoreError::NoSpace { needed_bytes: more }),
                 // Elsewhere a file system that cannot allocate ahead: the write will tell.
                 _ => Ok(()),
             },
@@ -214,14 +217,8 @@ impl PartWriter {
     ///
     /// # Errors
     /// What the system said; some of the bytes may have been written.
-    pub fn write(&self, mut offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
-        for chunk in chunks {
-            self.file
-                .write_all_at(chunk, offset)
-                .doing("write", &self.path)?;
-            offset += chunk.len() as u64;
-        }
-        Ok(())
+    pub fn write(&self, offset: u64, chunks: &[Bytes]) -> Result<(), StoreError> {
+        write_all_at(&self.file, offset, chunks).doing("write", &self.path)
     }
 
     /// Fills `buffer` with what was written at `offset`; blocks.
@@ -233,4 +230,26 @@ impl PartWriter {
             .read_exact_at(buffer, offset)
             .doing("read", &self.path)
     }
+}
+
+/// Writes pieces one behind the other with few calls: what peers send comes in pieces of a packet.
+fn write_all_at(file: &File, mut offset: u64, pieces: &[Bytes]) -> io::Result<()> {
+    for pieces in pieces.chunks(MAX_PIECES) {
+        let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+        let mut rest = &mut slices[..];
+        // Also leaves out pieces without a byte, of which nothing would be written.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match rustix::io::pwritev(file, rest, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    IoSlice::advance_slices(&mut rest, written);
+                    offset += written as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
 }
