@@ -5,6 +5,7 @@
 //! check what they take from this one. Chunks from other nodes are checked here before they are
 //! written, with the same pass over their bytes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -30,6 +31,9 @@ const RESERVE_STEP_BYTES: u64 = 64 * 1024 * 1024;
 /// Most chunks ahead of the chain that are being written at a time; there are fewer segments.
 const MAX_FAR_WRITES: u32 = 8;
 
+/// Most chunks whose hashes wait for that of the chunk before them; further ones are hashed again.
+const MAX_AHEAD: usize = 16;
+
 /// The receiving end of one transfer.
 #[derive(Debug)]
 pub(super) struct Sink {
@@ -53,6 +57,8 @@ type Chain = Arc<Mutex<Vec<ChainValue>>>;
 struct Verification {
     hasher: ChainHasher,
     chain: Chain,
+    /// Chunks that were checked before the one before them: start → value before, hasher behind.
+    ahead: BTreeMap<u64, (ChainValue, ChainHasher)>,
 }
 
 /// What a chunk from another node must fit.
@@ -62,6 +68,14 @@ pub(super) struct Check {
     pub(super) before: ChainValue,
     /// The value behind it; `None` for the last chunk, which must lead to the digest.
     pub(super) after: Option<ChainValue>,
+}
+
+/// A chunk from another node.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) offset: u64,
+    pub(super) bytes: Vec<Bytes>,
+    pub(super) check: Check,
 }
 
 /// How a batch was taken.
@@ -98,6 +112,7 @@ impl Sink {
         let verification = Verification {
             hasher: ChainHasher::new(digest.algorithm()),
             chain: Arc::clone(&chain),
+            ahead: BTreeMap::new(),
         };
         Ok(Self {
             digest: *digest,
@@ -282,35 +297,35 @@ impl Sink {
         .await
     }
 
-    /// Takes a whole chunk at `offset` if it fits its check.
+    /// Takes whole chunks if they fit their checks; what comes behind the first that does not is
+    /// dropped, and the result ends with it.
     ///
     /// # Errors
     /// As [`Sink::take`].
     pub(super) async fn take_checked(
         &self,
-        offset: u64,
-        chunks: Vec<Bytes>,
-        check: Check,
+        batch: Vec<Arrived>,
         written: RangeSet<u64>,
-    ) -> Result<Checked, StoreError> {
+    ) -> Result<Vec<Checked>, StoreError> {
         let writer = self.writer.lock().clone();
         let progress = Arc::clone(&self.progress);
         let digest = self.digest;
         blocking(move || {
-            let hasher = match check.run(&digest, offset, &chunks) {
-                Ok(hasher) => hasher,
-                Err(wrong) => return Ok(Checked::Wrong(wrong)),
-            };
-            let Some(writer) = writer else {
-                progress.lock().adopt(offset, &check.before, hasher);
-                return Ok(Checked::Right(Taken::Relayed(chunks)));
-            };
-            writer.write(offset, &chunks)?;
-            let mut progress = progress.lock();
-            progress.adopt(offset, &check.before, hasher);
-            let until = progress.hashed().saturating_add(BACKLOG_BYTES);
-            progress.catch_up(&writer, &written, until)?;
-            Ok(Checked::Right(Taken::Written))
+            let mut results = Vec::with_capacity(batch.len());
+            for chunk in batch {
+                let checked = chunk.take(&digest, writer.as_ref(), &progress)?;
+                let is_wrong = matches!(checked, Checked::Wrong(_));
+                results.push(checked);
+                if is_wrong {
+                    break;
+                }
+            }
+            if let Some(writer) = writer {
+                let mut progress = progress.lock();
+                let until = progress.hashed().saturating_add(BACKLOG_BYTES);
+                progress.catch_up(&writer, &written, until)?;
+            }
+            Ok(results)
         })
         .await
     }
@@ -380,6 +395,35 @@ impl Sink {
     }
 }
 
+impl Arrived {
+    /// Checks the chunk, writes it, and adds it to the digest in the making; blocks.
+    fn take(
+        self,
+        digest: &Digest,
+        writer: Option<&PartWriter>,
+        progress: &Mutex<Verification>,
+    ) -> Result<Checked, StoreError> {
+        let Self {
+            offset,
+            bytes,
+            check,
+        } = self;
+        let hasher = match check.run(digest, offset, &bytes) {
+            Ok(hasher) => hasher,
+            Err(wrong) => return Ok(Checked::Wrong(wrong)),
+        };
+        let taken = match writer {
+            Some(writer) => {
+                writer.write(offset, &bytes)?;
+                Taken::Written
+            }
+            None => Taken::Relayed(bytes),
+        };
+        progress.lock().adopt(offset, check.before, hasher);
+        Ok(Checked::Right(taken))
+    }
+}
+
 impl Check {
     /// Hashes a chunk and compares; returns the hasher behind it.
     ///
@@ -427,7 +471,20 @@ impl Verification {
 
     /// Goes on behind the chunk at `offset` that `checked` has hashed from `before`, if that is
     /// where this blob's own chain ends.
-    fn adopt(&mut self, offset: u64, before: &ChainValue, checked: ChainHasher) {
+    fn adopt(&mut self, offset: u64, before: ChainValue, checked: ChainHasher) {
+        if self.ahead.len() < MAX_AHEAD {
+            self.ahead.insert(offset, (before, checked));
+        } else if offset == self.hashed() {
+            self.follow(offset, &before, checked);
+        }
+        while let Some((before, checked)) = self.ahead.remove(&self.hashed()) {
+            let offset = self.hashed();
+            self.follow(offset, &before, checked);
+        }
+        self.ahead = self.ahead.split_off(&self.hashed());
+    }
+
+    fn follow(&mut self, offset: u64, before: &ChainValue, checked: ChainHasher) {
         let mut chain = self.chain.lock();
         let start = ChainValue::start(before.algorithm());
         let is_next = chain.len() as u64 * CHUNK_BYTES == offset;
@@ -483,12 +540,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn chunks_that_are_checked_out_of_order_are_adopted_in_order() {
+        let chunk = usize::try_from(CHUNK_BYTES).expect("it fits");
+        let bytes = vec![7; chunk * 3 + 9];
+        let mut values = Vec::new();
+        let mut whole = ChainHasher::new(Algorithm::Sha256);
+        whole.update(&bytes, |value| values.push(value));
+        let mut verification = Verification {
+            hasher: ChainHasher::new(Algorithm::Sha256),
+            chain: Chain::default(),
+            ahead: BTreeMap::new(),
+        };
+        for index in [2, 1, 3, 0] {
+            let start = index * chunk;
+            let before = match index.checked_sub(1) {
+                None => ChainValue::start(Algorithm::Sha256),
+                Some(last) => values[last].clone(),
+            };
+            let mut hasher = ChainHasher::resume(before.clone(), index as u64);
+            hasher.update(&bytes[start..bytes.len().min(start + chunk)], |_| ());
+            verification.adopt(start as u64, before, hasher);
+        }
+        assert_eq!(*verification.chain.lock(), values);
+        assert_eq!(verification.hashed(), bytes.len() as u64);
+        assert_eq!(verification.hasher.finish(), whole.finish());
+        assert!(verification.ahead.is_empty());
+    }
+
+    #[test]
     fn the_chain_has_a_value_for_each_whole_chunk_that_came_in_order() {
         let chunk = usize::try_from(CHUNK_BYTES).expect("it fits");
         let bytes = Bytes::from(vec![7; chunk * 2 + 9]);
         let mut verification = Verification {
             hasher: ChainHasher::new(Algorithm::Sha256),
             chain: Chain::default(),
+            ahead: BTreeMap::new(),
         };
         verification.add(5, &[bytes.slice(5..)]);
         assert!(verification.chain.lock().is_empty(), "not in order");

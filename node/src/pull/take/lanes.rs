@@ -19,7 +19,7 @@ use crate::pull::error::PullError;
 use crate::pull::far::FarChunk;
 use crate::pull::neighbours::Hop;
 use crate::pull::segment::SegmentId;
-use crate::pull::sink::{Check, Checked, Taken};
+use crate::pull::sink::{Arrived, Check, Checked, Taken};
 use crate::pull::transfer::{Phase, State, Transfer};
 
 use super::{STALLED, Take, check, range};
@@ -199,8 +199,16 @@ impl<'a> Lane<'a> {
                 let sink = self.take.sink;
                 sink.reserve(Some(self.size), start + CHUNK_BYTES).await?;
                 let written = self.take.transfer.state().written.clone();
-                let checked = sink.take_checked(start, bytes, check, written).await?;
-                Ok(self.show(index, &checked, None))
+                let chunk = Arrived {
+                    offset: start,
+                    bytes,
+                    check,
+                };
+                let checked = sink.take_checked(vec![chunk], written).await?;
+                let [checked] = &checked[..] else {
+                    return Ok(LaneEvent::Ended);
+                };
+                Ok(self.show(index, checked, None))
             }
             Ok(Some(ChunkEvent::Far {
                 index,
