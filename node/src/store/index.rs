@@ -280,6 +280,8 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FlockOperation, flock};
+
     use super::*;
 
     fn digest(content: &str) -> Digest {
@@ -328,12 +330,19 @@ mod tests {
             .put_repository("docker.io", &"library/alpine".parse().expect("valid name"))
             .expect("put");
         index.flush().expect("flushed");
-        drop(index);
+        close(index);
         std::fs::write(path.join("db"), [0x5a; 8192]).expect("damaged");
         let (index, opened) = Index::open(&path).expect("opened again");
         assert_eq!(opened, Opened::New);
         assert!(index.repositories().is_empty());
         assert!(folder.path().join("index.damaged").exists());
+    }
+
+    /// Drops an index and waits until sled's threads have let go of its files.
+    fn close(index: Index) {
+        let file = std::fs::File::open(index.path.join("db")).expect("sled's file");
+        drop(index);
+        flock(&file, FlockOperation::LockExclusive).expect("free");
     }
 
     #[test]
@@ -342,11 +351,11 @@ mod tests {
         let path = folder.path().join("index");
         let (index, _) = Index::open(&path).expect("opened");
         index.put_blob(&digest("a"), record(1, 10)).expect("put");
-        drop(index);
+        close(index);
         let (index, opened) = Index::open(&path).expect("opened again");
         assert_eq!(opened, Opened::New, "its rebuild was interrupted");
         index.complete().expect("marked");
-        drop(index);
+        close(index);
         assert_eq!(Index::open(&path).expect("opened").1, Opened::Existing);
     }
 
@@ -357,7 +366,7 @@ mod tests {
         let (index, _) = Index::open(&path).expect("opened");
         index.complete().expect("marked");
         index.db.insert("version", "0").expect("changed");
-        drop(index);
+        close(index);
         assert_eq!(Index::open(&path).expect("opened again").1, Opened::New);
     }
 }
