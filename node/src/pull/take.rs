@@ -7,6 +7,7 @@
 
 mod lanes;
 mod session;
+mod writes;
 
 use std::ops::Range;
 use std::sync::Arc;

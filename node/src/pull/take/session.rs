@@ -3,15 +3,11 @@
 //! Four things go on at a time: news of the hop, the next chunk of a source, the write of the
 //! chunk before it, and what `lanes` takes for readers far ahead.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::time::Duration;
 
-use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesOrdered;
-use futures_util::{FutureExt, StreamExt};
-use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
+use millrace_protocol::chunk::{self, ChainValue};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::transfer::{Step, Taking};
@@ -25,37 +21,22 @@ use crate::pull::fill::Halt;
 use crate::pull::neighbours::Hop;
 use crate::pull::pending::{resolve, sleep_until};
 use crate::pull::relay::relay;
-use crate::pull::sink::{Arrived, Check, Checked, Taken};
+use crate::pull::sink::{Checked, Taken};
 use crate::pull::transfer::{Phase, State};
 
 use super::lanes::{Claimed, LaneEvent, Lanes};
-use super::{Ended, STALLED, Take, check, range};
-
-/// Chunks that are checked and written at once: when they come fast, it is less work for each.
-const BATCH_CHUNKS: usize = 4;
-
-/// Batches that are checked and written at a time: one is hashed while another is written.
-const BATCHES: usize = 2;
+use super::writes::{self, Chunk, Writes};
+use super::{Ended, STALLED, Take, range};
 
 /// Chunks that one take, without its far lanes, holds in memory at most: one that arrives, those
 /// that wait, those that are written.
-const CHUNKS_IN_MEMORY: u32 = (1 + (1 + BATCHES) * BATCH_CHUNKS) as u32;
+const CHUNKS_IN_MEMORY: u32 = 1 + writes::MAX_CHUNKS;
 
 /// How long the hop may owe the check value of a chunk that has come, with no other value: as long
 /// as a peer may say nothing, because nobody sends a chunk before its value is known to all.
 const OWED: Duration = Duration::from_secs(3);
 
 type Reading = BoxFuture<'static, (Option<ChunkStream>, Result<ChunkEvent, PeerError>)>;
-type Written = Result<Vec<(Chunk, Checked)>, PullError>;
-type Writing<'a> = Pin<Box<dyn Future<Output = Written> + Send + 'a>>;
-
-/// A chunk that has arrived.
-#[derive(Debug)]
-struct Chunk {
-    source: NodeId,
-    index: u32,
-    bytes: Vec<Bytes>,
-}
 
 /// One blob that was opened at one hop.
 pub(super) struct Session<'a> {
@@ -74,11 +55,7 @@ pub(super) struct Session<'a> {
     reading: Option<Reading>,
     /// When the source was asked, or last brought a chunk; or the hop a value for one that waits.
     heard: Instant,
-    /// Chunks that wait for their check values, or for the write before them.
-    received: Vec<Chunk>,
-    writing: FuturesOrdered<Writing<'a>>,
-    /// One past the last chunk that is, or was, being written.
-    begun: u32,
+    writes: Writes<'a>,
     /// Chunks that did not fit the chain, and who sent them.
     wrong: Vec<(u32, NodeId)>,
     /// The digest that the whole would have with a last chunk that did not fit.
@@ -115,9 +92,7 @@ impl<'a> Session<'a> {
             chain,
             reading: None,
             heard: Instant::now(),
-            received: Vec::new(),
-            writing: FuturesOrdered::new(),
-            begun: 0,
+            writes: Writes::new(take, size),
             wrong: Vec::new(),
             wrong_whole: None,
         };
@@ -136,7 +111,9 @@ impl<'a> Session<'a> {
             .memory(CHUNKS_IN_MEMORY.min(self.chunks().max(1)))
             .await;
         loop {
-            self.begin_write();
+            if let Some(stretch) = &self.stretch {
+                self.writes.begin(&stretch.chunks(), &self.chain.borrow());
+            }
             let due = match self.poll() {
                 Step::Complete => return self.complete().await,
                 Step::Exhausted => return self.exhausted(),
@@ -163,11 +140,11 @@ impl<'a> Session<'a> {
                     }
                     self.confirm()?;
                 }
-                (stream, event) = resolve(self.reading.as_mut()), if self.received.len() < BATCH_CHUNKS => {
+                (stream, event) = resolve(self.reading.as_mut()), if self.writes.have_room() => {
                     self.reading = None;
                     self.handle_event(stream, event);
                 }
-                Some(written) = self.writing.next() => {
+                written = self.writes.next() => {
                     for (chunk, checked) in written.map_err(Halt::Transfer)? {
                         self.handle_checked(chunk, checked).await?;
                     }
@@ -176,7 +153,8 @@ impl<'a> Session<'a> {
                     self.handle_lane(event.map_err(Halt::Transfer)?)?;
                 }
                 Some(position) = far.recv() => {
-                    if !self.is_in_hand(position) {
+                    // Nothing is written by two lanes.
+                    if !self.writes.have_begun(position) {
                         self.lanes.begin(position);
                     }
                 }
@@ -193,8 +171,7 @@ impl<'a> Session<'a> {
     /// Returns what to do next. A chunk that has arrived and is not written yet is still missing
     /// for `taking`, so nothing new is asked for before it is.
     fn poll(&mut self) -> Step {
-        let arrived = !self.writing.is_empty() || !self.received.is_empty();
-        if self.taking.reading().is_none() && (arrived || !self.aim()) {
+        if self.taking.reading().is_none() && (!self.writes.are_done() || !self.aim()) {
             return Step::Wait(None);
         }
         self.taking.poll(self.began.elapsed())
@@ -208,6 +185,7 @@ impl<'a> Session<'a> {
             self.stretch = None;
             let claimed = transfer.change(State::claim);
             self.stretch = claimed.map(|id| Claimed::new(transfer, id));
+            self.writes.turn();
         }
         if let Some(stretch) = &self.stretch {
             self.taking.handle_wanted(stretch.chunks().start);
@@ -215,45 +193,38 @@ impl<'a> Session<'a> {
         self.stretch.is_some() || self.taking.is_complete()
     }
 
-    /// Whether a position of the stretch is being written: no lane may write there beside.
-    fn is_in_hand(&self, position: u64) -> bool {
-        let own = self.stretch.as_ref().map(Claimed::chunks);
-        let index = u32::try_from(position / CHUNK_BYTES).unwrap_or(u32::MAX);
-        own.is_some_and(|own| own.start <= index && index < self.begun)
-    }
-
     /// Ends the running read where another lane has begun.
     fn end_read_at_stretch(&mut self) {
         if self.stretch.as_ref().is_none_or(Claimed::is_over) && self.taking.reading().is_some() {
             self.reading = None;
-            self.received.clear();
+            self.writes.clear_waiting();
             self.taking.handle_done();
         }
     }
 
     /// Whether the next chunk is waited for, or its check value, and nothing else.
     fn is_waiting(&self) -> bool {
-        (self.reading.is_some() || !self.received.is_empty()) && self.writing.is_empty()
+        (self.reading.is_some() || self.writes.are_waiting()) && !self.writes.are_running()
     }
 
     /// Returns how long what is waited for may take.
     fn patience(&self) -> Duration {
-        if self.received.is_empty() {
-            STALLED
-        } else {
+        if self.writes.are_waiting() {
             OWED
+        } else {
+            STALLED
         }
     }
 
     /// Leaves whoever keeps this node waiting: it lives, and is of no use. Returns how the session
     /// ends if it does.
     fn handle_stalled(&mut self) -> Option<Ended> {
-        let culprit = if self.received.is_empty() {
-            self.reading = None;
-            self.taking.reading()?
-        } else {
+        let culprit = if self.writes.are_waiting() {
             // Nobody sends a chunk before its check value has been told to all.
             self.hop.peer
+        } else {
+            self.reading = None;
+            self.taking.reading()?
         };
         self.take.neighbours.leave_alone(culprit);
         if culprit == self.hop.peer {
@@ -295,7 +266,7 @@ impl<'a> Session<'a> {
             Ok(Some(BlobNews::Chain { first, values })) => {
                 let expected = u32::try_from(self.chained()) == Ok(first);
                 self.chain.send_modify(|chain| chain.extend(values));
-                if !self.received.is_empty() {
+                if self.writes.are_waiting() {
                     self.heard = Instant::now();
                 }
                 if !expected || self.chained() > self.chain_length() {
@@ -390,7 +361,7 @@ impl<'a> Session<'a> {
         match event {
             Ok(ChunkEvent::Chunk { index, bytes }) => {
                 self.heard = Instant::now();
-                self.received.push(Chunk {
+                self.writes.push(Chunk {
                     source,
                     index,
                     bytes,
@@ -414,44 +385,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Checks and writes the received chunks whose check values are known, if little else is
-    /// being written.
-    fn begin_write(&mut self) {
-        if self.writing.len() == BATCHES {
-            return;
-        }
-        let Some(stretch) = self.stretch.as_ref().map(Claimed::chunks) else {
-            return;
-        };
-        let Take { transfer, sink, .. } = self.take;
-        let checks: Vec<Check> = {
-            let chain = self.chain.borrow();
-            // What lies behind the stretch is another lane's by now.
-            let own = self.received.iter();
-            let own = own.take_while(|chunk| chunk.index < stretch.end);
-            let check = |chunk: &Chunk| check(&transfer.digest, &chain, chunk.index, self.size);
-            own.map_while(check).collect()
-        };
-        let chunks: Vec<Chunk> = self.received.drain(..checks.len()).collect();
-        let Some(last) = chunks.last() else {
-            return;
-        };
-        self.begun = last.index + 1;
-        let (size, end) = (self.size, range(last.index, self.size).end);
-        self.writing.push_back(Box::pin(async move {
-            sink.reserve(Some(size), end).await?;
-            let written = transfer.state().written.clone();
-            let arrived = |(chunk, check): (&Chunk, Check)| Arrived {
-                offset: range(chunk.index, size).start,
-                bytes: chunk.bytes.clone(),
-                check,
-            };
-            let batch = chunks.iter().zip(checks).map(arrived).collect();
-            let checked = sink.take_checked(batch, written).await?;
-            Ok(chunks.into_iter().zip(checked).collect())
-        }));
-    }
-
     async fn handle_checked(&mut self, chunk: Chunk, checked: Checked) -> Result<(), Halt> {
         let Chunk { source, index, .. } = chunk;
         let range = range(index, self.size);
@@ -464,7 +397,7 @@ impl<'a> Session<'a> {
                 self.wrong.push((index, source));
                 self.wrong_whole = whole.or(self.wrong_whole);
                 self.reading = None;
-                self.received.clear();
+                self.writes.clear_waiting();
                 self.taking.handle_wrong(source);
                 if source == self.hop.peer {
                     // Chain and chunk are both its own.
