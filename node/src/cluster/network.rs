@@ -43,8 +43,10 @@ const MAX_ESTABLISHED: u32 = 512;
 const MAX_PER_PEER: u32 = 4;
 
 /// Members whom each announcement is passed on to; its author gives it to everybody it is
-/// connected to, so this only matters to those who cannot reach the author.
-const GOSSIP_PEERS: usize = 4;
+/// connected to, so this only matters to those who cannot reach the author. At least, usually, and
+/// at most: a random graph of three each holds together, and every further one is a copy of every
+/// announcement more.
+const GOSSIP_PEERS: [usize; 3] = [2, 3, 4];
 
 /// How long a greeting may take.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -147,17 +149,18 @@ fn behaviour(keypair: &identity::Keypair) -> Result<Behaviour, StartError> {
 }
 
 fn gossip(keypair: &identity::Keypair) -> Result<gossipsub::Behaviour, StartError> {
+    let [fewest, usual, most] = GOSSIP_PEERS;
     let config = gossipsub::ConfigBuilder::default()
         .validation_mode(ValidationMode::Strict)
         .validate_messages()
         .max_transmit_size(MAX_ANNOUNCEMENT_BYTES.max(MAX_BUDGETS_BYTES) + 1024)
         .heartbeat_initial_delay(Duration::from_millis(100))
         .flood_publish(true)
-        .mesh_n(GOSSIP_PEERS)
-        .mesh_n_low(GOSSIP_PEERS / 2)
-        .mesh_n_high(GOSSIP_PEERS * 2)
+        .mesh_n_low(fewest)
+        .mesh_n(usual)
+        .mesh_n_high(most)
         .mesh_outbound_min(1)
-        .gossip_lazy(GOSSIP_PEERS / 2)
+        .gossip_lazy(fewest)
         .build()
         .map_err(|error| Setup(error.to_string()))?;
     let authenticity = MessageAuthenticity::Signed(keypair.clone());
