@@ -32,6 +32,10 @@ use super::takers::Slot;
 /// its place earlier would make one link carry the blob twice.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// How long the size of a blob is waited for that this node has just begun to take. Not longer: it
+/// may have been left by its own hop, and then look for sources among those who ask it.
+const SIZE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Sends the chunks that are asked for, as far as they come.
 pub(super) fn read(
     shared: Arc<Shared>,
@@ -87,7 +91,7 @@ async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Re
 /// Waits for the size of a growing blob: whoever was sent here may have come before it.
 async fn known_size(watch: &mut watch::Receiver<State>) -> Result<u64, ChunkEvent> {
     let known = watch.wait_for(|state| state.size.is_some() || state.failure().is_some());
-    let Ok(known) = tokio::time::timeout(PATIENCE, known).await else {
+    let Ok(known) = tokio::time::timeout(SIZE_PATIENCE, known).await else {
         return Err(ChunkEvent::NotYet);
     };
     let state = known.map_err(|_| ChunkEvent::Absent)?;
