@@ -30,7 +30,7 @@ use super::takers::Slot;
 /// How long the next chunk is waited for before the reader is told to look elsewhere. It covers
 /// the time that the first chunk needs to the end of a chain over slow links; a reader that left
 /// its place earlier would make one link carry the blob twice.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long the size of a blob is waited for that this node has just begun to take. Not longer: it
 /// may have been left by its own hop, and then look for sources among those who ask it.

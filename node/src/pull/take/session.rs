@@ -148,6 +148,9 @@ impl<'a> Session<'a> {
                     for (chunk, checked) in written.map_err(Halt::Transfer)? {
                         self.handle_checked(chunk, checked).await?;
                     }
+                    if self.hop_is_wrong() {
+                        return Ok(Ended::PassedOver);
+                    }
                 }
                 event = self.lanes.next() => {
                     self.handle_lane(event.map_err(Halt::Transfer)?)?;
@@ -428,6 +431,14 @@ impl<'a> Session<'a> {
             self.take.neighbours.distrust(sender);
         }
         Ok(())
+    }
+
+    /// Whether the hop has sent a chunk that does not fit the chain that it states. Those whom it
+    /// has named take from it as well and may wait for this node, so they are not turned to. Of a
+    /// last chunk only the digest can tell, and whoever else has it may be right.
+    fn hop_is_wrong(&self) -> bool {
+        let hop = self.hop.peer;
+        self.wrong_whole.is_none() && self.wrong.iter().any(|(_, sender)| *sender == hop)
     }
 
     /// Takes over what a far lane has done.
