@@ -29,6 +29,8 @@ struct Segment {
     start: u64,
     /// The next byte that is not here.
     position: u64,
+    /// One past the last byte that is being written; nobody else writes up to there.
+    begun: u64,
     /// One past the last byte; `u64::MAX` while the size is unknown.
     end: u64,
     /// When its first bytes arrived.
@@ -54,12 +56,15 @@ impl Segments {
 
     /// Splits the segment that would reach `position` in the end, so that it is fetched now.
     ///
-    /// `None` when no segment covers it, it is next anyway, or there are enough segments.
+    /// `None` when no segment covers it, it is being written or next anyway, or there are enough
+    /// segments.
     pub(super) fn split(&mut self, position: u64) -> Option<SegmentId> {
         if self.active.len() >= MAX_SEGMENTS {
             return None;
         }
-        let covers = |segment: &&mut Segment| segment.position < position && position < segment.end;
+        let covers = |segment: &&mut Segment| {
+            segment.position.max(segment.begun) < position && position < segment.end
+        };
         let segment = self.active.iter_mut().find(covers)?;
         let end = std::mem::replace(&mut segment.end, position);
         Some(self.begin(position, end))
@@ -99,6 +104,7 @@ impl Segments {
             id,
             start,
             position: start,
+            begun: start,
             end,
             flowing_since: None,
         });
@@ -114,6 +120,13 @@ impl Segments {
     pub(super) fn bounds(&self, id: SegmentId) -> (u64, u64) {
         let segment = self.active.iter().find(|segment| segment.id == id);
         segment.map_or((0, 0), |segment| (segment.position, segment.end))
+    }
+
+    /// Records that a segment is being written up to `end`.
+    pub(super) fn begin_write(&mut self, id: SegmentId, end: u64) {
+        if let Some(segment) = self.active.iter_mut().find(|segment| segment.id == id) {
+            segment.begun = end;
+        }
     }
 
     /// Records that a segment has come up to `position`.
@@ -179,6 +192,20 @@ mod tests {
         assert_eq!(segments.bounds(first), (0, 60));
         assert_eq!(segments.bounds(second), (60, 100));
         assert_eq!(segments.split(60), None, "it is next already");
+    }
+
+    #[test]
+    fn what_is_being_written_is_nobody_elses() {
+        let mut segments = Segments::default();
+        let first = segments.claim(&ranges(&[]), Some(100)).expect("all");
+        segments.begin_write(first, 60);
+        assert_eq!(segments.split(30), None);
+        assert_eq!(segments.claim_at(30, &ranges(&[]), 100), None);
+        assert_eq!(segments.split(60), None, "it is next anyway");
+        segments.advance(first, 20, Instant::now());
+        assert_eq!(segments.split(30), None);
+        assert!(segments.split(70).is_some());
+        assert_eq!(segments.bounds(first), (20, 70));
     }
 
     #[test]

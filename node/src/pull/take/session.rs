@@ -1,7 +1,7 @@
 //! One blob that was opened at one hop, until all of it is here or the hop is passed over.
 //!
-//! Four things go on at a time: news of the hop, the next chunk of a source, the write of the
-//! chunk before it, and what `lanes` takes for readers far ahead.
+//! Four things go on at a time: news of the hop, the next chunk of a source, the writes of
+//! those before it, and what `lanes` takes for readers far ahead.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::pull::neighbours::Hop;
 use crate::pull::pending::{resolve, sleep_until};
 use crate::pull::relay::relay;
 use crate::pull::sink::{Checked, Taken};
-use crate::pull::transfer::{Phase, State};
+use crate::pull::transfer::State;
 
 use super::lanes::{Claimed, LaneEvent, Lanes};
 use super::writes::{self, Chunk, Writes};
@@ -112,7 +112,7 @@ impl<'a> Session<'a> {
             .await;
         loop {
             if let Some(stretch) = &self.stretch {
-                self.writes.begin(&stretch.chunks(), &self.chain.borrow());
+                self.writes.begin(stretch, &self.chain.borrow());
             }
             let due = match self.poll() {
                 Step::Complete => return self.complete().await,
@@ -155,12 +155,7 @@ impl<'a> Session<'a> {
                 event = self.lanes.next() => {
                     self.handle_lane(event.map_err(Halt::Transfer)?)?;
                 }
-                Some(position) = far.recv() => {
-                    // Nothing is written by two lanes.
-                    if !self.writes.have_begun(position) {
-                        self.lanes.begin(position);
-                    }
-                }
+                Some(position) = far.recv() => self.lanes.begin(position),
                 () = sleep_until(due.map(|due| self.began + due)), if due.is_some() => {}
                 () = tokio::time::sleep_until(stalled), if self.is_waiting() => {
                     if let Some(ended) = self.handle_stalled() {
@@ -188,7 +183,6 @@ impl<'a> Session<'a> {
             self.stretch = None;
             let claimed = transfer.change(State::claim);
             self.stretch = claimed.map(|id| Claimed::new(transfer, id));
-            self.writes.turn();
         }
         if let Some(stretch) = &self.stretch {
             self.taking.handle_wanted(stretch.chunks().start);
@@ -267,7 +261,8 @@ impl<'a> Session<'a> {
     fn handle_news(&mut self, news: Result<Option<BlobNews>, PeerError>) -> Option<Ended> {
         match news {
             Ok(Some(BlobNews::Chain { first, values })) => {
-                let expected = u32::try_from(self.chained()) == Ok(first);
+                let before = self.chained();
+                let expected = u32::try_from(before) == Ok(first);
                 self.chain.send_modify(|chain| chain.extend(values));
                 if self.writes.are_waiting() {
                     self.heard = Instant::now();
@@ -276,7 +271,7 @@ impl<'a> Session<'a> {
                     return Some(self.contradicted("its chain does not go with its size"));
                 }
                 // Which of two hops is wrong shows the digest only.
-                (!self.agrees_with_own()).then(|| {
+                (!self.agrees_with_own(before)).then(|| {
                     tracing::warn!(peer.id = %self.hop.peer.short(), "it states another chain");
                     Ended::PassedOver
                 })
@@ -303,12 +298,13 @@ impl<'a> Session<'a> {
         self.chain.borrow().len()
     }
 
-    /// Whether the stated chain is the one of the bytes that are here.
-    fn agrees_with_own(&self) -> bool {
+    /// Whether the stated chain, from its `first` value on, is the one of the bytes that are here.
+    fn agrees_with_own(&self, first: usize) -> bool {
         let state = self.take.transfer.state();
         let stated = self.chain.borrow();
-        let own = state.chain.iter();
-        own.zip(stated.iter()).all(|(own, stated)| own == stated)
+        let own = state.chain.iter().skip(first);
+        own.zip(stated.iter().skip(first))
+            .all(|(own, stated)| own == stated)
     }
 
     /// Shows how far the bytes here, also those that came ahead of the chain, lead to the values
@@ -393,6 +389,12 @@ impl<'a> Session<'a> {
         let range = range(index, self.size);
         let length = range.end - range.start;
         let transfer = self.take.transfer;
+        let stretch = self.stretch.as_ref().map(Claimed::id);
+        let advance = |state: &mut State, position| {
+            if let Some(stretch) = stretch {
+                state.advance(stretch, position);
+            }
+        };
         match checked {
             Checked::Wrong(whole) => {
                 tracing::warn!(peer.id = %source.short(), index, "a peer sent a wrong chunk");
@@ -409,17 +411,13 @@ impl<'a> Session<'a> {
                 return Ok(());
             }
             Checked::Right(Taken::Relayed(chunks)) => {
-                let advance = |state: &mut State, _| state.phase = Phase::Flowing;
                 let relayed = relay(transfer, range.start, chunks, advance).await;
                 relayed.map_err(Halt::Transfer)?;
             }
             Checked::Right(Taken::Written) => transfer.change(|state| {
                 state.written.insert(range.clone());
-                state.phase = Phase::Flowing;
+                advance(state, range.end);
             }),
-        }
-        if let Some(stretch) = &self.stretch {
-            transfer.change(|state| state.advance(stretch.id(), range.end));
         }
         self.confirm()?;
         let metrics = &self.take.neighbours.metrics;

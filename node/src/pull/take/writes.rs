@@ -3,18 +3,17 @@
 //! In batches, since each costs a thread's wake-up, and two of these at a time: one is hashed while
 //! the other is written. Where chunks come from, and what follows from a wrong one, is `session`'s.
 
-use std::ops::Range;
-
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt, StreamExt};
-use millrace_protocol::chunk::{CHUNK_BYTES, ChainValue};
+use millrace_protocol::chunk::ChainValue;
 use millrace_protocol::node_id::NodeId;
 
 use crate::pull::error::PullError;
 use crate::pull::sink::{Arrived, Check, Checked};
 
+use super::lanes::Claimed;
 use super::{Take, check, range};
 
 /// Chunks of one batch.
@@ -44,8 +43,6 @@ pub(super) struct Writes<'a> {
     /// They wait for their check values, or for the writes before them.
     waiting: Vec<Chunk>,
     running: FuturesOrdered<BoxFuture<'a, Written>>,
-    /// The chunks of this stretch that are, or were, being written.
-    begun: Range<u32>,
 }
 
 impl<'a> Writes<'a> {
@@ -55,7 +52,6 @@ impl<'a> Writes<'a> {
             size,
             waiting: Vec::new(),
             running: FuturesOrdered::new(),
-            begun: 0..0,
         }
     }
 
@@ -79,12 +75,6 @@ impl<'a> Writes<'a> {
         !self.are_waiting() && !self.are_running()
     }
 
-    /// Whether a position of this stretch is, or was, being written.
-    pub(super) fn have_begun(&self, position: u64) -> bool {
-        let begun = u64::from(self.begun.start)..u64::from(self.begun.end);
-        begun.contains(&(position / CHUNK_BYTES))
-    }
-
     /// Adds a chunk that has arrived, behind those before it.
     pub(super) fn push(&mut self, chunk: Chunk) {
         self.waiting.push(chunk);
@@ -95,33 +85,25 @@ impl<'a> Writes<'a> {
         self.waiting.clear();
     }
 
-    /// Turns to another stretch, when all of the one before is dealt with.
-    pub(super) fn turn(&mut self) {
-        self.begun = 0..0;
-    }
-
     /// Begins to check and write what waits, as far as it is of `stretch` and `chain` has come.
-    pub(super) fn begin(&mut self, stretch: &Range<u32>, chain: &[ChainValue]) {
+    pub(super) fn begin(&mut self, stretch: &Claimed<'_>, chain: &[ChainValue]) {
         if self.running.len() == BATCHES {
             return;
         }
         let Take { transfer, sink, .. } = self.take;
         let size = self.size;
         // What lies behind the stretch is another lane's by now.
+        let behind = stretch.chunks().end;
         let own = self.waiting.iter();
-        let own = own.take_while(|chunk| chunk.index < stretch.end);
+        let own = own.take_while(|chunk| chunk.index < behind);
         let check = |chunk: &Chunk| check(&transfer.digest, chain, chunk.index, size);
         let checks: Vec<Check> = own.map_while(check).collect();
         let chunks: Vec<Chunk> = self.waiting.drain(..checks.len()).collect();
-        let [first, ..] = &chunks[..] else {
+        let Some(last) = chunks.last() else {
             return;
         };
-        if self.begun.is_empty() {
-            self.begun = first.index..first.index;
-        }
-        let last = chunks.last().unwrap_or(first);
-        self.begun.end = last.index + 1;
         let end = range(last.index, size).end;
+        transfer.change(|state| state.segments.begin_write(stretch.id(), end));
         let writing = async move {
             sink.reserve(Some(size), end).await?;
             let written = transfer.state().written.clone();
