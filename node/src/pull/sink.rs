@@ -5,34 +5,31 @@
 //! check what they take from this one. Chunks from other nodes are checked here before they are
 //! written, with the same pass over their bytes.
 
-use std::collections::BTreeMap;
+mod verification;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_protocol::chunk::{CHUNK_BYTES, ChainHasher, ChainValue};
+use millrace_protocol::chunk::ChainValue;
 use millrace_protocol::oci::Digest;
 use parking_lot::Mutex;
 use rangemap::RangeSet;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::store::{FileReader, Part, PartWriter, Sidecar, Store, StoreError};
 
 use super::far::{FarChunk, FarChunks, FarHasher};
+pub(super) use verification::{Arrived, Check};
+use verification::{Chain, Verification};
 
 /// How much of what was written out of order is hashed behind each write, in bytes.
 const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Size of the buffer through which written bytes are read again for hashing.
-const REREAD_BYTES: usize = 256 * 1024;
-
 /// Step in which space is reserved while the size is unknown, in bytes.
 const RESERVE_STEP_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Most chunks ahead of the chain that are being written at a time; there are fewer segments.
-const MAX_FAR_WRITES: u32 = 8;
-
-/// Most chunks whose hashes wait for that of the chunk before them; further ones are hashed again.
-const MAX_AHEAD: usize = 16;
+/// Most writes at a time; there are fewer segments and batches.
+const MAX_WRITES: u32 = 8;
 
 /// The receiving end of one transfer.
 #[derive(Debug)]
@@ -44,38 +41,8 @@ pub(super) struct Sink {
     chain: Chain,
     /// Of what comes out of order from an upstream; others are told of it in a cluster only.
     far: Option<Arc<Mutex<FarHasher>>>,
-    /// Held while a chunk ahead of the chain is written, also by who has left meanwhile.
-    far_writes: Arc<Semaphore>,
-}
-
-/// The values by which the chunks of a blob are checked, from its first chunk on, as far as its
-/// bytes were hashed; they are right once the digest is.
-type Chain = Arc<Mutex<Vec<ChainValue>>>;
-
-/// The digest in the making.
-#[derive(Debug)]
-struct Verification {
-    hasher: ChainHasher,
-    chain: Chain,
-    /// Chunks that were checked before the one before them: start → value before, hasher behind.
-    ahead: BTreeMap<u64, (ChainValue, ChainHasher)>,
-}
-
-/// What a chunk from another node must fit.
-#[derive(Debug)]
-pub(super) struct Check {
-    /// The value before the chunk.
-    pub(super) before: ChainValue,
-    /// The value behind it; `None` for the last chunk, which must lead to the digest.
-    pub(super) after: Option<ChainValue>,
-}
-
-/// A chunk from another node.
-#[derive(Debug)]
-pub(super) struct Arrived {
-    pub(super) offset: u64,
-    pub(super) bytes: Vec<Bytes>,
-    pub(super) check: Check,
+    /// Held while something is written, also by who has left meanwhile.
+    writes: Arc<Semaphore>,
 }
 
 /// How a batch was taken.
@@ -109,11 +76,7 @@ impl Sink {
             Err(error) => return Err(error),
         };
         let chain = Chain::default();
-        let verification = Verification {
-            hasher: ChainHasher::new(digest.algorithm()),
-            chain: Arc::clone(&chain),
-            ahead: BTreeMap::new(),
-        };
+        let verification = Verification::new(digest.algorithm(), Arc::clone(&chain));
         Ok(Self {
             digest: *digest,
             writer: Mutex::new(part.as_ref().map(Part::writer)),
@@ -121,7 +84,7 @@ impl Sink {
             progress: Arc::new(Mutex::new(verification)),
             chain,
             far: in_cluster.then(Arc::default),
-            far_writes: Arc::new(Semaphore::new(MAX_FAR_WRITES as usize)),
+            writes: Arc::new(Semaphore::new(MAX_WRITES as usize)),
         })
     }
 
@@ -143,7 +106,8 @@ impl Sink {
         stated: &[ChainValue],
     ) -> Result<(), u32> {
         let own = self.chain.lock();
-        for (own, stated) in own.iter().zip(stated).skip(chain.len()) {
+        let known = chain.len();
+        for (own, stated) in own.iter().skip(known).zip(stated.iter().skip(known)) {
             if own != stated {
                 return Err(u32::try_from(chain.len()).unwrap_or(u32::MAX));
             }
@@ -161,14 +125,20 @@ impl Sink {
         }
     }
 
-    /// Waits until nothing ahead of the chain is being written any more by who has left: it must
-    /// not come over what was checked better.
+    /// Waits until nothing is being written any more by who has left: it must not come over what
+    /// was checked better.
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
     pub(super) async fn settled(&self) {
-        let all = self.far_writes.acquire_many(MAX_FAR_WRITES).await;
+        let all = self.writes.acquire_many(MAX_WRITES).await;
         drop(all.expect("the semaphore is never closed"));
+    }
+
+    /// Waits until something may be written; the result goes with the write to its end.
+    async fn turn(&self) -> OwnedSemaphorePermit {
+        let permit = Arc::clone(&self.writes).acquire_owned().await;
+        permit.expect("the semaphore is never closed")
     }
 
     /// Returns what an earlier transfer left on disk, and a reader of the file.
@@ -224,7 +194,11 @@ impl Sink {
         };
         // Beside each other: hashing takes as long as everything else together.
         let hashing = self.hash_beside(writer.clone(), offset, chunks.clone(), written);
-        let writing = blocking(move || (writer.write(offset, &chunks), chunks));
+        let turn = self.turn().await;
+        let writing = blocking(move || {
+            let _turn = turn;
+            (writer.write(offset, &chunks), chunks)
+        });
         let ((in_order, hashed), (result, chunks)) = tokio::join!(hashing, writing);
         match result {
             Ok(()) => hashed.map(|()| Taken::Written),
@@ -278,11 +252,10 @@ impl Sink {
         chunks: Vec<Bytes>,
         digest: Digest,
     ) -> Result<Checked, StoreError> {
-        let permit = Arc::clone(&self.far_writes).acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
+        let turn = self.turn().await;
         let writer = self.writer.lock().clone();
         blocking(move || {
-            let _permit = permit;
+            let _turn = turn;
             let mut hasher = digest.algorithm().hasher();
             chunks.iter().for_each(|chunk| hasher.update(chunk));
             if hasher.finish() != digest {
@@ -307,10 +280,12 @@ impl Sink {
         batch: Vec<Arrived>,
         written: RangeSet<u64>,
     ) -> Result<Vec<Checked>, StoreError> {
+        let turn = self.turn().await;
         let writer = self.writer.lock().clone();
         let progress = Arc::clone(&self.progress);
         let digest = self.digest;
         blocking(move || {
+            let _turn = turn;
             let mut results = Vec::with_capacity(batch.len());
             for chunk in batch {
                 let checked = chunk.take(&digest, writer.as_ref(), &progress)?;
@@ -348,6 +323,7 @@ impl Sink {
         size: u64,
         written: RangeSet<u64>,
     ) -> Result<Digest, StoreError> {
+        self.settled().await;
         let writer = self.writer.lock().clone();
         let progress = Arc::clone(&self.progress);
         blocking(move || {
@@ -355,7 +331,7 @@ impl Sink {
             if let Some(writer) = writer {
                 progress.catch_up(&writer, &written, size)?;
             }
-            Ok(progress.hasher.clone().finish())
+            Ok(progress.digest())
         })
         .await
     }
@@ -395,131 +371,6 @@ impl Sink {
     }
 }
 
-impl Arrived {
-    /// Checks the chunk, writes it, and adds it to the digest in the making; blocks.
-    fn take(
-        self,
-        digest: &Digest,
-        writer: Option<&PartWriter>,
-        progress: &Mutex<Verification>,
-    ) -> Result<Checked, StoreError> {
-        let Self {
-            offset,
-            bytes,
-            check,
-        } = self;
-        let hasher = match check.run(digest, offset, &bytes) {
-            Ok(hasher) => hasher,
-            Err(wrong) => return Ok(Checked::Wrong(wrong)),
-        };
-        let taken = match writer {
-            Some(writer) => {
-                writer.write(offset, &bytes)?;
-                Taken::Written
-            }
-            None => Taken::Relayed(bytes),
-        };
-        progress.lock().adopt(offset, check.before, hasher);
-        Ok(Checked::Right(taken))
-    }
-}
-
-impl Check {
-    /// Hashes a chunk and compares; returns the hasher behind it.
-    ///
-    /// # Errors
-    /// The chunk is wrong; with the digest of the whole for a last one.
-    fn run(
-        &self,
-        digest: &Digest,
-        offset: u64,
-        chunks: &[Bytes],
-    ) -> Result<ChainHasher, Option<Digest>> {
-        let mut hasher = ChainHasher::resume(self.before.clone(), offset / CHUNK_BYTES);
-        for chunk in chunks {
-            hasher.update(chunk, |_| ());
-        }
-        match &self.after {
-            Some(after) if hasher.value() == Some(after) => Ok(hasher),
-            Some(_) => Err(None),
-            None => {
-                let actual = hasher.clone().finish();
-                if actual == *digest {
-                    Ok(hasher)
-                } else {
-                    Err(Some(actual))
-                }
-            }
-        }
-    }
-}
-
-impl Verification {
-    fn hashed(&self) -> u64 {
-        self.hasher.hashed()
-    }
-
-    /// Adds bytes if they are the next ones.
-    fn add(&mut self, offset: u64, chunks: &[Bytes]) {
-        if offset != self.hashed() {
-            return;
-        }
-        for chunk in chunks {
-            self.update(chunk);
-        }
-    }
-
-    /// Goes on behind the chunk at `offset` that `checked` has hashed from `before`, if that is
-    /// where this blob's own chain ends.
-    fn adopt(&mut self, offset: u64, before: ChainValue, checked: ChainHasher) {
-        if self.ahead.len() < MAX_AHEAD {
-            self.ahead.insert(offset, (before, checked));
-        } else if offset == self.hashed() {
-            self.follow(offset, &before, checked);
-        }
-        while let Some((before, checked)) = self.ahead.remove(&self.hashed()) {
-            let offset = self.hashed();
-            self.follow(offset, &before, checked);
-        }
-        self.ahead = self.ahead.split_off(&self.hashed());
-    }
-
-    fn follow(&mut self, offset: u64, before: &ChainValue, checked: ChainHasher) {
-        let mut chain = self.chain.lock();
-        let start = ChainValue::start(before.algorithm());
-        let is_next = chain.len() as u64 * CHUNK_BYTES == offset;
-        if is_next && chain.last().unwrap_or(&start) == before {
-            chain.extend(checked.value().cloned());
-            self.hasher = checked;
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        let chain = &self.chain;
-        self.hasher.update(bytes, |value| chain.lock().push(value));
-    }
-
-    /// Hashes what was written out of order, up to the position `until`; blocks.
-    fn catch_up(
-        &mut self,
-        writer: &PartWriter,
-        written: &RangeSet<u64>,
-        until: u64,
-    ) -> Result<(), StoreError> {
-        let mut buffer = Vec::new();
-        while self.hashed() < until
-            && let Some(range) = written.get(&self.hashed())
-        {
-            buffer.resize(REREAD_BYTES, 0);
-            let length = (range.end.min(until) - self.hashed()).min(REREAD_BYTES as u64);
-            let piece = &mut buffer[..usize::try_from(length).expect("at most REREAD_BYTES")];
-            writer.read(self.hashed(), piece)?;
-            self.update(piece);
-        }
-        Ok(())
-    }
-}
-
 /// Runs hashing and writing on the blocking pool.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
@@ -534,56 +385,47 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 #[cfg(test)]
 mod tests {
-    use millrace_protocol::chunk::CHUNK_BYTES;
+    use futures_util::FutureExt;
     use millrace_protocol::oci::Algorithm;
 
     use super::*;
+    use crate::store::Config;
+    use crate::task::Tasks;
 
-    #[test]
-    fn chunks_that_are_checked_out_of_order_are_adopted_in_order() {
-        let chunk = usize::try_from(CHUNK_BYTES).expect("it fits");
-        let bytes = vec![7; chunk * 3 + 9];
-        let mut values = Vec::new();
-        let mut whole = ChainHasher::new(Algorithm::Sha256);
-        whole.update(&bytes, |value| values.push(value));
-        let mut verification = Verification {
-            hasher: ChainHasher::new(Algorithm::Sha256),
-            chain: Chain::default(),
-            ahead: BTreeMap::new(),
+    #[tokio::test]
+    async fn a_write_is_waited_for_when_who_began_it_has_left() {
+        let folder = tempfile::tempdir().expect("folder");
+        let tasks = Tasks::default();
+        let config = Config {
+            min_free: Some(0),
+            max_size: Some(1 << 20),
+            ..Config::new(folder.path())
         };
-        for index in [2, 1, 3, 0] {
-            let start = index * chunk;
-            let before = match index.checked_sub(1) {
-                None => ChainValue::start(Algorithm::Sha256),
-                Some(last) => values[last].clone(),
-            };
-            let mut hasher = ChainHasher::resume(before.clone(), index as u64);
-            hasher.update(&bytes[start..bytes.len().min(start + chunk)], |_| ());
-            verification.adopt(start as u64, before, hasher);
+        let store = Store::open(&config, &tasks).await;
+        let store = store.expect("opened");
+        let bytes = Bytes::from_static(b"a blob of one chunk");
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        let sink = Sink::open(&store, &digest, true).await.expect("opened");
+        let check = Check {
+            before: ChainValue::start(Algorithm::Sha256),
+            after: None,
+        };
+        let chunk = Arrived {
+            offset: 0,
+            bytes: vec![bytes.clone()],
+            check,
+        };
+        {
+            // Nothing that is written ends while this is held.
+            let _held = sink.progress.lock();
+            let left = sink.take_checked(vec![chunk], RangeSet::new());
+            assert!(left.now_or_never().is_none(), "it has begun");
+            assert!(sink.settled().now_or_never().is_none());
         }
-        assert_eq!(*verification.chain.lock(), values);
-        assert_eq!(verification.hashed(), bytes.len() as u64);
-        assert_eq!(verification.hasher.finish(), whole.finish());
-        assert!(verification.ahead.is_empty());
-    }
-
-    #[test]
-    fn the_chain_has_a_value_for_each_whole_chunk_that_came_in_order() {
-        let chunk = usize::try_from(CHUNK_BYTES).expect("it fits");
-        let bytes = Bytes::from(vec![7; chunk * 2 + 9]);
-        let mut verification = Verification {
-            hasher: ChainHasher::new(Algorithm::Sha256),
-            chain: Chain::default(),
-            ahead: BTreeMap::new(),
-        };
-        verification.add(5, &[bytes.slice(5..)]);
-        assert!(verification.chain.lock().is_empty(), "not in order");
-        verification.add(0, &[bytes.slice(..chunk / 2), bytes.slice(chunk / 2..)]);
-        let mut values = Vec::new();
-        let mut expected = ChainHasher::new(Algorithm::Sha256);
-        expected.update(&bytes, |value| values.push(value));
-        assert_eq!(*verification.chain.lock(), values);
-        assert_eq!(values.len(), 2);
-        assert_eq!(verification.hashed(), bytes.len() as u64);
+        sink.settled().await;
+        let writer = sink.writer.lock().clone().expect("stored");
+        let mut written = vec![0; bytes.len()];
+        writer.read(0, &mut written).expect("written");
+        assert_eq!(written, bytes);
     }
 }
