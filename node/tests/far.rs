@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use liar::{Far, Liar};
-use mesh::{Mesh, Node, eventually, prompt};
+use mesh::{Mesh, Node, eventually, noise, prompt};
 use millrace::peer::Members;
 use millrace::pull::PullError;
 use millrace_protocol::chunk::CHUNK_BYTES;
@@ -27,18 +27,6 @@ const CHUNKS: u64 = 40;
 
 /// Where the far range begins; not at a chunk's start.
 const FAR: u64 = 30 * CHUNK_BYTES + 777;
-
-fn noise(seed: u8) -> Vec<u8> {
-    let mut state = u64::from(seed) + 1;
-    (0..CHUNKS * CHUNK_BYTES - 12_345)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        })
-        .collect()
-}
 
 fn far_range() -> Range<u64> {
     FAR..FAR + 3 * CHUNK_BYTES
@@ -95,7 +83,7 @@ async fn read_far_then_all(mesh: &Mesh, node: &Node, bytes: &[u8], open: &watch:
 #[tokio::test(flavor = "multi_thread")]
 async fn a_far_range_is_fetched_by_the_home_while_the_beginning_is_late() {
     let (mesh, open) = paused(&["a", "a"]).await;
-    let bytes = noise(1);
+    let bytes = noise(1, CHUNKS);
     let digest = mesh.content.add(bytes.clone());
     let taker = mesh.by_walk(&digest)[1];
     read_far_then_all(&mesh, &mesh.nodes[taker], &bytes, &open).await;
@@ -106,7 +94,7 @@ async fn a_far_range_travels_over_owner_and_home() {
     let (mesh, open) = paused(&["a", "b", "b"]).await;
     // A blob whose home is in the one zone, taken by a node that owns it in no zone.
     let found = (0..=u8::MAX).find_map(|seed| {
-        let bytes = noise(seed);
+        let bytes = noise(seed, CHUNKS);
         let digest = mesh.content.add(bytes.clone());
         let key = Key::of_digest(&digest);
         let home = mesh.nodes[0].members.view().homes(key).next();
@@ -121,7 +109,7 @@ async fn a_far_range_travels_over_owner_and_home() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_far_reader_that_goes_away_leaves_the_pull_as_it_is() {
     let (mesh, open) = paused(&["a", "a"]).await;
-    let bytes = noise(2);
+    let bytes = noise(2, CHUNKS);
     let digest = mesh.content.add(bytes.clone());
     let node = &mesh.nodes[mesh.by_walk(&digest)[1]];
     let whole = node.pull(&digest);
@@ -140,7 +128,7 @@ async fn a_far_reader_that_goes_away_leaves_the_pull_as_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_home_that_dies_with_a_far_segment_under_way_costs_no_pull() {
     let (mesh, open) = paused(&["a", "a"]).await;
-    let bytes = noise(3);
+    let bytes = noise(3, CHUNKS);
     let digest = mesh.content.add(bytes.clone());
     let order = mesh.by_walk(&digest);
     let (home, node) = (&mesh.nodes[order[0]], &mesh.nodes[order[1]]);
@@ -179,7 +167,7 @@ fn damaged(bytes: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_came_ahead_of_the_chain_and_does_not_fit_it_is_never_stored() {
-    let bytes = noise(4);
+    let bytes = noise(4, CHUNKS);
     let (open, gate) = watch::channel(false);
     let far = Far {
         sent: damaged(&bytes),
@@ -210,7 +198,7 @@ async fn what_came_ahead_of_the_chain_and_does_not_fit_it_is_never_stored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_far_chunk_that_is_not_what_its_sender_says_is_shown_to_nobody() {
-    let bytes = noise(5);
+    let bytes = noise(5, CHUNKS);
     let (open, gate) = watch::channel(false);
     let far = Far {
         sent: damaged(&bytes),

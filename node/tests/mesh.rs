@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use liar::Liar;
-use mesh::{Mesh, Settings, prompt};
+use mesh::{Mesh, Settings, noise, prompt};
 use millrace::peer::Members;
 use millrace::pull::{PullError, Source};
 use millrace::upstream::{AccessRule, FetchError};
@@ -24,20 +24,6 @@ use millrace_protocol::access::Reader;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{AskVouch, OriginName, Refusal};
-
-/// Bytes of a blob of `chunks` chunks, the last one short.
-fn noise(seed: u8, chunks: u64) -> Vec<u8> {
-    let length = chunks * CHUNK_BYTES - 12_345;
-    let mut state = u64::from(seed) + 1;
-    (0..length)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        })
-        .collect()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_leaves_the_upstream_once_however_many_nodes_ask() {

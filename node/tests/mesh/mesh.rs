@@ -17,6 +17,7 @@ use millrace::store::{self, Store};
 use millrace::task::Tasks;
 use millrace::telemetry::Metrics;
 use millrace::upstream::{self, Upstreams};
+use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Algorithm, Digest, Reference};
 use millrace_protocol::placement::Key;
@@ -46,6 +47,20 @@ pub(crate) async fn eventually(mut condition: impl FnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// Bytes of a blob of `chunks` chunks, the last one short.
+pub(crate) fn noise(seed: u8, chunks: u64) -> Vec<u8> {
+    let length = chunks * CHUNK_BYTES - 12_345;
+    let mut state = u64::from(seed) + 1;
+    (0..length)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect()
 }
 
 /// Behind how many bytes a body pauses, until the gate is open.
