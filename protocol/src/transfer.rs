@@ -28,11 +28,13 @@ const FAILED_PAUSE: Duration = Duration::from_secs(2);
 const MAX_FAILURES: u32 = 3;
 
 /// How one source has behaved.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Conduct {
     /// Not to be asked before.
     paused_until: Option<Duration>,
     failures: u32,
+    /// How often it had nothing new since a chunk last came from anybody.
+    idle: u32,
     /// It sent a wrong chunk, or does not have the blob.
     banned: bool,
 }
@@ -121,8 +123,10 @@ impl Taking {
             && *next == index
         {
             *next += 1;
-            let conduct = self.conduct.entry(*source).or_default();
-            conduct.failures = 0;
+            self.conduct.entry(*source).or_default().failures = 0;
+            self.conduct
+                .values_mut()
+                .for_each(|conduct| conduct.idle = 0);
         }
     }
 
@@ -148,7 +152,9 @@ impl Taking {
     /// Records that the source has nothing new yet, or no free slot.
     pub fn handle_not_yet(&mut self, now: Duration) {
         if let Some((source, _)) = self.reading.take() {
-            self.conduct.entry(source).or_default().paused_until = Some(now + SLOW_PAUSE);
+            let conduct = self.conduct.entry(source).or_default();
+            conduct.paused_until = Some(now + SLOW_PAUSE);
+            conduct.idle += 1;
         }
     }
 
@@ -204,22 +210,29 @@ impl Taking {
             .or_else(|| self.missing_from(0))
     }
 
-    /// Returns the first source that may be asked now, else when one may be.
+    /// Returns whom to ask now, else when somebody may be: of those who had nothing new least often
+    /// the first. Else two that wait for each other's chunks, or for this node's, would be asked in
+    /// turns for ever, and the last of the list never.
     fn choose(&self, now: Duration) -> Result<NodeId, Step> {
         let mut earliest: Option<Duration> = None;
+        let mut best: Option<(u32, NodeId)> = None;
         for source in &self.sources {
-            if self.is_banned(source) {
+            let conduct = self.conduct.get(source).copied().unwrap_or_default();
+            if conduct.banned {
                 continue;
             }
-            let conduct = self.conduct.get(source);
-            match conduct.and_then(|conduct| conduct.paused_until) {
+            match conduct.paused_until {
                 Some(until) if until > now => {
                     earliest = Some(earliest.map_or(until, |known| known.min(until)));
                 }
-                _ => return Ok(*source),
+                _ if best.is_none_or(|(idle, _)| conduct.idle < idle) => {
+                    best = Some((conduct.idle, *source));
+                }
+                _ => {}
             }
         }
-        Err(earliest.map_or(Step::Exhausted, |until| Step::Wait(Some(until))))
+        let none = earliest.map_or(Step::Exhausted, |until| Step::Wait(Some(until)));
+        best.map(|(_, source)| source).ok_or(none)
     }
 
     /// Whether every source before this one is out of the question.
@@ -302,6 +315,23 @@ mod tests {
         taking.handle_not_yet(now);
         assert_eq!(taking.poll(now), Step::Wait(Some(now + SLOW_PAUSE)));
         assert_eq!(taking.poll(now + SLOW_PAUSE), read(1, 1, 9));
+    }
+
+    #[test]
+    fn who_had_nothing_is_asked_again_after_the_others() {
+        let mut now = Duration::ZERO;
+        let mut taking = taking(10, &[1, 2, 3]);
+        // Each is waited for longer than one that had nothing is left alone.
+        for (source, count) in [(1, 10), (2, 4), (3, 4), (1, 10), (2, 4)] {
+            assert_eq!(taking.poll(now), read(source, 0, count));
+            now += SLOW_PAUSE * 6;
+            taking.handle_not_yet(now);
+            now += SLOW_PAUSE;
+        }
+        assert_eq!(taking.poll(now), read(3, 0, 4));
+        taking.handle_chunk(0);
+        taking.handle_not_yet(now);
+        assert_eq!(taking.poll(now), read(1, 1, 9), "something flows again");
     }
 
     #[test]
