@@ -27,10 +27,13 @@ use super::Shared;
 use super::far_readers::FarSlot;
 use super::takers::Slot;
 
-/// How long the next chunk is waited for before the reader is told to look elsewhere. It covers
-/// the time that the first chunk needs to the end of a chain over slow links; a reader that left
-/// its place earlier would make one link carry the blob twice.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the next chunk is waited for before the reader is told to look elsewhere: a reader that
+/// left its place earlier would make one link carry the blob twice.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The same while nothing of the blob is here. It covers the way of the first chunk along a chain
+/// of nodes; longer would be lost where those who have been sent to each other have no good source.
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long the size of a blob is waited for that this node has just begun to take. Not longer: it
 /// may have been left by its own hop, and then look for sources among those who ask it.
@@ -181,10 +184,15 @@ async fn wait(
     watch: &mut watch::Receiver<State>,
     range: &Range<u64>,
 ) -> Result<Found, ChunkEvent> {
-    let here = |state: &State| is_checked(state, range) || state.failure().is_some();
-    let waited = tokio::time::timeout(PATIENCE, watch.wait_for(here)).await;
+    let here = |state: &State| is_checked(state, range) || is_over(state);
+    let patience = if watch.borrow().written.is_empty() {
+        FIRST_PATIENCE
+    } else {
+        PATIENCE
+    };
+    let waited = tokio::time::timeout(patience, watch.wait_for(here)).await;
     let Ok(waited) = waited else {
-        transfer.hurry(range.start, PATIENCE);
+        transfer.hurry(range.start, patience);
         return Err(ChunkEvent::NotYet);
     };
     let state = waited.map_err(|_| ChunkEvent::Absent)?;
@@ -200,7 +208,7 @@ async fn wait_far(
 ) -> Result<Found, ChunkEvent> {
     let here = |state: &State| {
         let is_here = is_checked(state, range) || state.far_digest(range).is_some();
-        is_here || state.failure().is_some()
+        is_here || is_over(state)
     };
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
@@ -213,12 +221,21 @@ async fn wait_far(
     Err(ChunkEvent::NotYet)
 }
 
+/// Whether nothing is coming that could be waited for: the blob has failed, or its hop was given up
+/// with nothing of it here. Then this node looks for other sources, perhaps among those who wait.
+fn is_over(state: &State) -> bool {
+    state.failure().is_some() || state.size.is_none()
+}
+
 fn is_checked(state: &State, range: &Range<u64>) -> bool {
     state.written.gaps(range).next().is_none() && state.is_checked(range)
 }
 
 /// Returns what is here of a range that was waited for.
 fn find(state: &State, range: &Range<u64>) -> Result<Found, ChunkEvent> {
+    if state.size.is_none() {
+        return Err(ChunkEvent::NotYet);
+    }
     let file = state.file.as_ref().filter(|_| state.failure().is_none());
     let file = file.ok_or(ChunkEvent::Absent)?.clone();
     let digest = match is_checked(state, range) {
