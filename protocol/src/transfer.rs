@@ -65,7 +65,7 @@ pub struct Taking {
     chunks: u32,
     /// Half-open runs of chunks that are here: start → end.
     here: BTreeMap<u32, u32>,
-    /// Where readers need bytes next.
+    /// What is to be read next.
     wanted: u32,
     sources: Vec<NodeId>,
     conduct: BTreeMap<NodeId, Conduct>,
@@ -135,13 +135,9 @@ impl Taking {
         self.add(index, index + 1);
     }
 
-    /// Records that readers need `index` next.
-    ///
-    /// Returns whether the running read should be ended because it goes elsewhere.
-    pub fn handle_wanted(&mut self, index: u32) -> bool {
+    /// Records that `index` is to be read next; a read that is running goes on.
+    pub fn handle_wanted(&mut self, index: u32) {
         self.wanted = index.min(self.chunks);
-        let next = self.missing_from(self.wanted);
-        matches!((self.reading, next), (Some((_, at)), Some((first, _))) if at > first || first - at > READ_CHUNKS)
     }
 
     /// Records that the read has ended after all it was asked for.
@@ -355,13 +351,13 @@ mod tests {
         let now = Duration::ZERO;
         let mut taking = taking(200, &[1]);
         assert_eq!(taking.poll(now), read(1, 0, 64));
-        assert!(taking.handle_wanted(190), "the reader is far ahead");
+        taking.handle_wanted(190);
+        assert_eq!(taking.poll(now), Step::Wait(None), "one read at a time");
         taking.handle_done();
         assert_eq!(taking.poll(now), read(1, 190, 10));
         (190..200).for_each(|index| taking.handle_chunk(index));
         taking.handle_done();
         assert_eq!(taking.poll(now), read(1, 0, 64));
-        assert!(!taking.handle_wanted(10), "it is about to come");
     }
 
     #[test]
