@@ -3,10 +3,12 @@
 //! When it does, the listener is closed at once, so that new connections are refused and clients
 //! go elsewhere (CLIENT-CONTRACT F7); running answers may finish.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::task::Tasks;
 
@@ -17,6 +19,10 @@ use super::door::{Accepted, Door, Listener};
 /// Pause after accepting has failed. The usual reason is that the process has no descriptor left,
 /// which another try at once does not change.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long no try may fail before accepting counts as possible again. Where descriptors are short,
+/// each connection that ends makes room for one: that is no end of the shortage.
+const RECOVERED_AFTER: Duration = Duration::from_secs(5);
 
 impl Registry {
     /// Starts to answer at these doors, and returns.
@@ -58,13 +64,17 @@ impl Running {
 
 async fn accept(registry: Registry, door: Door, free: Arc<Semaphore>, tasks: Tasks) {
     let Door { listener, terms } = door;
+    let mut entrance = Entrance {
+        listener,
+        failures: None,
+    };
     let terms = Arc::new(terms);
     let mut stopping = std::pin::pin!(tasks.stopping());
     loop {
         let next = async {
             let permit = free.clone().acquire_owned().await;
             let permit = permit.expect("the semaphore is never closed");
-            (permit, accept_one(&listener).await)
+            (permit, entrance.accept().await)
         };
         let (permit, accepted) = tokio::select! {
             biased;
@@ -77,15 +87,62 @@ async fn accept(registry: Registry, door: Door, free: Arc<Semaphore>, tasks: Tas
     }
 }
 
-/// Accepts a connection, however often that fails.
-async fn accept_one(listener: &Listener) -> Accepted {
-    loop {
-        match listener.accept().await {
-            Ok(accepted) => return accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+/// A listener, and how it has failed of late.
+struct Entrance {
+    listener: Listener,
+    failures: Option<Failures>,
+}
+
+/// Tries that failed since accepting last went well.
+struct Failures {
+    count: u64,
+    last: Instant,
+}
+
+impl Entrance {
+    /// Accepts a connection, however often that fails. The log says when that begins and when it is
+    /// over, not each time.
+    async fn accept(&mut self) -> Accepted {
+        loop {
+            match self.next().await {
+                Some(Ok(accepted)) => return accepted,
+                Some(Err(error)) => {
+                    self.note_failure(&error);
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                None => self.note_recovery(),
             }
+        }
+    }
+
+    /// Waits for a connection, or `None` once the failures are over.
+    async fn next(&self) -> Option<io::Result<Accepted>> {
+        let next = self.listener.accept();
+        match &self.failures {
+            None => Some(next.await),
+            Some(Failures { last, .. }) => {
+                let recovered = *last + RECOVERED_AFTER;
+                tokio::time::timeout_at(recovered, next).await.ok()
+            }
+        }
+    }
+
+    fn note_failure(&mut self, error: &io::Error) {
+        let last = Instant::now();
+        let before = self.failures.as_ref().map_or(0, |failures| failures.count);
+        if before == 0 {
+            tracing::warn!(
+                %error,
+                "cannot accept connections; clients wait, and it is tried again and again"
+            );
+        }
+        let count = before + 1;
+        self.failures = Some(Failures { count, last });
+    }
+
+    fn note_recovery(&mut self) {
+        if let Some(Failures { count, .. }) = self.failures.take() {
+            tracing::info!(failures = count, "connections are accepted again");
         }
     }
 }
