@@ -1,11 +1,12 @@
 //! What this node itself lacks is neither its upstream's fault nor held against it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::Result;
 use millrace_cluster_tests::condition::eventually;
 use millrace_cluster_tests::descriptors::Starved;
-use millrace_cluster_tests::fake::{Scene, code_of, noise};
+use millrace_cluster_tests::fake::{Fake, Guard, Scene, code_of, noise};
 
 /// With three tries each, more failures in a row than a breaker allows.
 const REQUESTS: usize = 3;
@@ -58,6 +59,36 @@ async fn a_node_without_descriptors_blames_nobody_and_says_what_to_do() -> Resul
         assert_told(&scene).await?;
     }
     assert!(scene.fake.records().is_empty());
+    drop(starved);
+    assert_blameless(&scene).await?;
+    scene.pull("app", "latest", &image).await
+}
+
+#[tokio::test]
+async fn a_helper_that_cannot_be_started_for_want_of_descriptors_is_held_against_nobody()
+-> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let helper = folder.path().join("helper");
+    std::fs::write(
+        &helper,
+        "#!/bin/sh\necho '{\"Username\":\"ci\",\"Secret\":\"s\"}'\n",
+    )?;
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755))?;
+    let fake = Fake::start().await?;
+    let image = fake.add_image("app", "latest", &[noise(1, 1000)]);
+    fake.protect(Guard::Basic("ci".to_owned(), "s".to_owned()));
+    let command = helper.display().to_string();
+    let scene = Scene::of(fake, |node| {
+        node.set("upstreams/fake/exec/command", command)
+    })
+    .await?;
+    settle(&scene).await;
+    // One for the client and one for the upstream; none is left for the helper.
+    let starved = Starved::leave(scene.node.process_id(), 2).await?;
+    for _ in 0..REQUESTS {
+        assert_told(&scene).await?;
+    }
+    assert!(!scene.fake.records().is_empty(), "the upstream was asked");
     drop(starved);
     assert_blameless(&scene).await?;
     scene.pull("app", "latest", &image).await

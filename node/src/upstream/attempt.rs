@@ -265,7 +265,7 @@ impl Attempt<'_> {
         let login = tokio::time::timeout_at(self.until, credentials.login()).await;
         let login = login
             .map_err(|_| self.unavailable(Outage::Deadline))?
-            .map_err(|error| self.unavailable(Outage::Credentials(error)))?;
+            .map_err(|error| self.inner.no_login(error))?;
         let aged = !was_refused;
         Ok(login.map(|login| Authorization {
             challenge,

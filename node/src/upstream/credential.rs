@@ -6,6 +6,7 @@
 //! `proxy.exec` uses it.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 use super::config::{ExecConfig, UpstreamConfig};
 use super::error::CredentialError;
 use super::secret::Secret;
+use super::shortage::Shortage;
 
 /// How long a helper may run: it may have to ask a cloud, but a client is waiting.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);
@@ -87,6 +89,31 @@ impl fmt::Display for CredentialId {
     }
 }
 
+/// Why there is no login.
+#[derive(Clone, Debug)]
+pub(super) enum LoginError {
+    /// This node lacks what reading the file or running the helper takes.
+    Shortage(Shortage),
+    /// The file or the helper gives none.
+    Credentials(CredentialError),
+}
+
+impl From<CredentialError> for LoginError {
+    fn from(error: CredentialError) -> Self {
+        Self::Credentials(error)
+    }
+}
+
+impl LoginError {
+    /// Takes the system's answer; `otherwise` says what failed if it is not for want of something.
+    fn of(error: &io::Error, otherwise: impl FnOnce(io::ErrorKind) -> CredentialError) -> Self {
+        match Shortage::of(error) {
+            Some(shortage) => Self::Shortage(shortage),
+            None => otherwise(error.kind()).into(),
+        }
+    }
+}
+
 /// A user and a password in hand.
 #[derive(Clone, Debug)]
 pub(super) struct Login {
@@ -139,10 +166,10 @@ impl Credentials {
     /// Returns the login, or `None` when there is none.
     ///
     /// # Errors
-    /// [`CredentialError`] when the file or the helper gives none.
+    /// [`LoginError`] when the file or the helper gives none.
     /// # Cancel safety
     /// Dropping the future kills a helper that it runs.
-    pub(super) async fn login(&self) -> Result<Option<Login>, CredentialError> {
+    pub(super) async fn login(&self) -> Result<Option<Login>, LoginError> {
         match self {
             Self::Anonymous => Ok(None),
             Self::Fixed(login) => Ok(Some(login.clone())),
@@ -153,7 +180,7 @@ impl Credentials {
                 };
                 let text = read_bounded(path)
                     .await
-                    .map_err(|error| failed(error.kind()))?;
+                    .map_err(|error| LoginError::of(&error, failed))?;
                 let password = Secret::new(text.trim_end_matches(['\r', '\n']));
                 Ok(Some(Login {
                     username: username.clone(),
@@ -173,7 +200,7 @@ impl Credentials {
     }
 }
 
-async fn read_bounded(path: &PathBuf) -> std::io::Result<String> {
+async fn read_bounded(path: &PathBuf) -> io::Result<String> {
     let mut text = String::new();
     let file = tokio::fs::File::open(path).await?;
     file.take(MAX_SECRET_BYTES)
@@ -211,7 +238,7 @@ impl Helper {
         }
     }
 
-    async fn login(&self) -> Result<Login, CredentialError> {
+    async fn login(&self) -> Result<Login, LoginError> {
         let mut cached = self.cached.lock().await;
         if let Some((login, since)) = &*cached
             && self
@@ -231,11 +258,12 @@ impl Helper {
     }
 
     /// Runs `<command> get` with the host on its standard input.
-    async fn run(&self) -> Result<Login, CredentialError> {
-        let start = |error: std::io::Error| CredentialError::Start {
+    async fn run(&self) -> Result<Login, LoginError> {
+        let start = |kind| CredentialError::Start {
             command: self.command.clone(),
-            kind: error.kind(),
+            kind,
         };
+        let start = |error: io::Error| LoginError::of(&error, start);
         let mut child = Command::new(&*self.command)
             .arg("get")
             .stdin(Stdio::piped())
@@ -253,9 +281,8 @@ impl Helper {
         let read = stdout.take(MAX_SECRET_BYTES).read_to_end(&mut output).await;
         let status = child.wait().await.map_err(start)?;
         if read.is_err() || !status.success() {
-            return Err(CredentialError::Failed {
-                command: self.command.clone(),
-            });
+            let command = self.command.clone();
+            return Err(CredentialError::Failed { command }.into());
         }
         let malformed = |_| CredentialError::Malformed {
             command: self.command.clone(),
@@ -327,10 +354,10 @@ mod tests {
         let missing = credentials.login().await.expect_err("no file");
         assert!(matches!(
             missing,
-            CredentialError::File {
-                kind: std::io::ErrorKind::NotFound,
+            LoginError::Credentials(CredentialError::File {
+                kind: io::ErrorKind::NotFound,
                 ..
-            }
+            })
         ));
         for password in ["one", "two"] {
             std::fs::write(&path, format!("{password}\n")).expect("writes");
@@ -384,6 +411,9 @@ mod tests {
                 .login()
                 .await
                 .expect_err("fails");
+            let LoginError::Credentials(error) = error else {
+                panic!("{error:?}");
+            };
             assert!(!error.to_string().contains("hunter2"), "{error}");
             error
         };
@@ -403,6 +433,9 @@ mod tests {
             .login()
             .await
             .expect_err("fails");
-        assert!(matches!(error, CredentialError::Start { .. }));
+        assert!(matches!(
+            error,
+            LoginError::Credentials(CredentialError::Start { .. })
+        ));
     }
 }

@@ -16,6 +16,7 @@ use super::Inner;
 use super::attempt::{Attempt, Request};
 use super::breaker::BreakerState;
 use super::budget::Pause;
+use super::credential::LoginError;
 use super::endpoint::{Admission, Closed, Endpoint};
 use super::error::{Defect, FetchError, Outage, Subject};
 use super::metrics::Outcome;
@@ -214,7 +215,16 @@ impl Inner {
         }
     }
 
+    pub(super) fn no_login(&self, error: LoginError) -> FetchError {
+        match error {
+            LoginError::Shortage(shortage) => self.shortage(shortage),
+            LoginError::Credentials(error) => self.unavailable(Outage::Credentials(error)),
+        }
+    }
+
+    /// Says in the log, too, what this node lacks.
     pub(super) fn shortage(&self, shortage: Shortage) -> FetchError {
+        self.clients.alarm.raise(shortage);
         FetchError::Shortage {
             upstream: self.name.clone(),
             shortage,

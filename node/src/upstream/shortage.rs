@@ -1,8 +1,9 @@
-//! What this node itself lacks for a connection, told apart from what is wrong with an upstream.
+//! What this node itself lacks in order to ask, told apart from what is wrong with an upstream.
 //!
 //! A failure for want of a file descriptor says nothing about the registry that was to be asked:
-//! it must not open its breaker, nor be shown as its error. A resolver that does not answer is no
-//! such case: without it the upstream is out of reach, and is best left alone for a while.
+//! it must not open its breaker, nor be shown as its error. That holds for connections and for what
+//! credentials take: a file, or a program that is run. A resolver that does not answer is no such
+//! case: without it the upstream is out of reach, and is best left alone for a while.
 
 use std::error::Error;
 use std::fs::File;
@@ -50,7 +51,8 @@ impl Shortage {
         File::open("/dev/null").err().as_ref().and_then(Self::of)
     }
 
-    fn of(error: &io::Error) -> Option<Self> {
+    /// Finds one in the answer of the system to a call.
+    pub(super) fn of(error: &io::Error) -> Option<Self> {
         match Errno::from_io_error(error)? {
             Errno::MFILE | Errno::NFILE => Some(Self::OpenFiles),
             Errno::NOMEM | Errno::NOBUFS => Some(Self::Memory),
@@ -69,7 +71,7 @@ pub(super) struct Alarm {
 impl Alarm {
     pub(super) fn raise(&self, shortage: Shortage) {
         if self.is_due(Instant::now()) {
-            tracing::error!(reason = %shortage, "no upstream can be connected to; the cause is on this node");
+            tracing::error!(reason = %shortage, "no upstream can be asked; the cause is on this node");
         }
     }
 

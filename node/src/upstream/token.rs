@@ -23,7 +23,7 @@ use url::Url;
 use super::budget::retry_after;
 use super::challenge::{Challenge, Grant};
 use super::confine::Confines;
-use super::credential::Credentials;
+use super::credential::{Credentials, LoginError};
 use super::error::CredentialError;
 use super::metrics::{Kind, Outcome, UpstreamMetrics};
 use super::secret::Secret;
@@ -75,7 +75,7 @@ pub(super) enum TokenError {
     Limited(Option<Duration>),
     /// The service cannot be reached, fails or talks nonsense.
     Failed(Arc<str>),
-    /// This node lacks what a connection to the service takes.
+    /// This node lacks what asking the service takes.
     Shortage(Shortage),
     /// The credentials cannot be read.
     Credentials(CredentialError),
@@ -245,10 +245,8 @@ impl TokenService {
     }
 
     async fn login(&self) -> Result<Option<HeaderValue>, TokenError> {
-        let login = self.credentials.login().await;
-        Ok(login
-            .map_err(TokenError::Credentials)?
-            .map(|login| login.basic()))
+        let login = self.credentials.login().await.map_err(no_login)?;
+        Ok(login.map(|login| login.basic()))
     }
 
     async fn ask(
@@ -293,6 +291,13 @@ fn headers(login: Option<HeaderValue>) -> HeaderMap {
     let login = login.map(|login| (AUTHORIZATION, login));
     let accept = (ACCEPT, HeaderValue::from_static("application/json"));
     [Some(accept), login].into_iter().flatten().collect()
+}
+
+fn no_login(error: LoginError) -> TokenError {
+    match error {
+        LoginError::Shortage(shortage) => TokenError::Shortage(shortage),
+        LoginError::Credentials(error) => TokenError::Credentials(error),
+    }
 }
 
 fn failed(error: ExchangeError) -> TokenError {

@@ -36,7 +36,7 @@ pub(super) struct Clients {
     guarded: Client,
     /// What `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say, as the clients read it too.
     proxies: Arc<Matcher>,
-    alarm: Arc<Alarm>,
+    pub(super) alarm: Arc<Alarm>,
 }
 
 /// Builds clients and shares them between upstreams that trust and wait alike.
@@ -207,7 +207,7 @@ impl Clients {
         let limit = patience.until.min(Instant::now() + patience.response);
         match tokio::time::timeout_at(limit, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.failure(url, error)),
+            Ok(Err(error)) => Err(failure(url, error)),
             Err(_) if limit == patience.until => Err(ExchangeError::Outage(Outage::Deadline)),
             Err(_) => Err(ExchangeError::Outage(Outage::Silent(patience.response))),
         }
@@ -225,23 +225,20 @@ impl Clients {
         let proxied = uri.is_some_and(|uri| self.proxies.intercept(&uri).is_some());
         Ok(if proxied { &self.plain } else { &self.guarded })
     }
+}
 
-    fn failure(&self, url: &Url, error: reqwest::Error) -> ExchangeError {
-        let error = error.without_url();
-        if is_private_address(&error) {
-            return ExchangeError::Defect(Defect::PrivateAddress(host(url)));
-        }
-        let cause: Arc<str> = root_cause(&error).into();
-        if !error.is_connect() {
-            return ExchangeError::Outage(Outage::Broken(cause));
-        }
-        match Shortage::behind(&error) {
-            Some(shortage) => {
-                self.alarm.raise(shortage);
-                ExchangeError::Shortage(shortage)
-            }
-            None => ExchangeError::Outage(Outage::Connect(cause)),
-        }
+fn failure(url: &Url, error: reqwest::Error) -> ExchangeError {
+    let error = error.without_url();
+    if is_private_address(&error) {
+        return ExchangeError::Defect(Defect::PrivateAddress(host(url)));
+    }
+    let cause: Arc<str> = root_cause(&error).into();
+    if !error.is_connect() {
+        return ExchangeError::Outage(Outage::Broken(cause));
+    }
+    match Shortage::behind(&error) {
+        Some(shortage) => ExchangeError::Shortage(shortage),
+        None => ExchangeError::Outage(Outage::Connect(cause)),
     }
 }
 
