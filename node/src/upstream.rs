@@ -29,6 +29,7 @@ mod fetch;
 mod listing;
 mod manifest;
 mod metrics;
+mod names;
 mod secret;
 mod shared;
 mod shortage;
@@ -187,7 +188,7 @@ impl Inner {
         tasks: &Tasks,
     ) -> Result<Self, SetupError> {
         let urls = entry.check(name)?;
-        let credentials = Arc::new(Credentials::new(entry, config::host_and_port(&urls[0])));
+        let credentials = Arc::new(Credentials::new(entry, names::host_and_port(&urls[0])));
         let confines = Confines::new(
             urls.clone(),
             entry.redirect_hosts.clone(),

@@ -1,7 +1,7 @@
 //! Which configurations of upstreams are refused, and with what words.
 //!
-//! Rules over one entry; those that span several entries stand beside the merge in `config`, and
-//! so do the tests of both.
+//! Rules over one entry; those that span several stand in `names`. The messages of both are
+//! tested here.
 
 use url::Url;
 
@@ -232,4 +232,92 @@ fn check_url(mut url: Url) -> Result<Url, Problem> {
         },
     };
     Err(problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::merged;
+
+    /// What is wrong, and how the message about it begins.
+    const MISTAKES: &[(&str, &str)] = &[
+        (
+            "a: {url: 'not a url'}",
+            "upstreams.a.url: not a URL: relative URL without a base",
+        ),
+        (
+            "a: {url: 'ftp://x'}",
+            "upstreams.a.url: scheme `ftp` is not http or https",
+        ),
+        (
+            "a: {url: 'https://u:p@x'}",
+            "upstreams.a.url: credentials do not belong",
+        ),
+        (
+            "a: {url: 'https://x?y'}",
+            "upstreams.a.url: the URL must not have a query",
+        ),
+        (
+            "a: {url: 'https://x', plain_http: true}",
+            "upstreams.a.plain_http: plain_http contradicts",
+        ),
+        (
+            "a: {aliases: [b.c]}",
+            "upstreams.a.aliases[0]: alias `b.c` must be",
+        ),
+        (
+            "a: {aliases: [b, 'c/d']}",
+            "upstreams.a.aliases[1]: alias `c/d` must be",
+        ),
+        (
+            "{a: {aliases: [x]}, b: {aliases: [x]}}",
+            "upstreams.b.aliases[0]: `x` already means a",
+        ),
+        (
+            "{a: {aliases: [b]}, b: {}}",
+            "upstreams.a.aliases[0]: `b` already means b",
+        ),
+        ("a: {password: x}", "upstreams.a.password: needs username"),
+        ("a: {username: x}", "upstreams.a.username: needs password"),
+        (
+            "a: {username: x, password: y, password_file: z}",
+            "upstreams.a.password_file: not together with password",
+        ),
+        (
+            "a: {username: x, exec: {command: y}}",
+            "upstreams.a.username: not together with exec",
+        ),
+        (
+            "a: {fallback: ['ftp://x']}",
+            "upstreams.a.fallback[0]: scheme `ftp`",
+        ),
+        (
+            "a: {max_requests: 0}",
+            "upstreams.a.max_requests: must not be zero",
+        ),
+        (
+            "a: {max_downloads: 63}",
+            "upstreams.a.max_downloads: must not be less than max_requests",
+        ),
+        (
+            "a: {timeouts: {idle: 0}}",
+            "upstreams.a.timeouts.idle: must not be zero",
+        ),
+        ("A/b: {}", "upstreams.A/b: `A/b` is not a host name"),
+        (
+            "docker.io: {enabled: false}",
+            "upstreams: the default upstream `docker.io` is not",
+        ),
+        (
+            "{docker.io: {}, index.docker.io: {}}",
+            "upstreams.index.docker.io: `index.docker.io` already",
+        ),
+    ];
+
+    #[test]
+    fn every_mistake_names_its_key() {
+        for (yaml, message) in MISTAKES {
+            let found = merged(yaml).expect_err("a mistake").to_string();
+            assert!(found.starts_with(message), "{yaml}\n{found}");
+        }
+    }
 }

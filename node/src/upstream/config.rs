@@ -1,10 +1,11 @@
-//! What the configuration says about upstreams, and the checks that span several of its keys.
+//! What the configuration says about upstreams.
 //!
 //! [`Config::with_builtins`] is the one door: it puts the user's entries over the built-in table
-//! and returns only what can work. Reading the file is `crate::config`'s work; passwords and
-//! certificates are read when they are needed.
+//! and returns only what can work. What can is said by `check` for one entry, and by `names` for
+//! what they are called. Reading the file is `crate::config`'s work; passwords and certificates are
+//! read when they are needed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use serde::Deserialize;
 use url::Url;
 
 use super::builtin;
-use super::check::check_name;
 pub use super::check::{ConfigError, Problem};
+use super::names::{canonical_names, is_claimed};
 use super::secret::Secret;
 
 /// Requests that may run at one upstream at a time, unless configured.
@@ -216,110 +217,6 @@ impl Config {
         })?;
         Ok(merged)
     }
-
-    /// Returns every name and alias with the canonical name it means.
-    ///
-    /// Besides what is written these are, where no other upstream claims them: the host and port
-    /// of `url`, and `host_port` for each name with a port.
-    ///
-    /// # Errors
-    /// [`Problem::DuplicateName`] when two upstreams claim one name.
-    pub fn names(&self) -> Result<HashMap<String, String>, ConfigError> {
-        let mut names: HashMap<String, String> = self
-            .upstreams
-            .keys()
-            .map(|name| (name.clone(), name.clone()))
-            .collect();
-        for (name, entry) in &self.upstreams {
-            let hosts = builtin::host_names(name)
-                .iter()
-                .map(|&host| host.to_owned());
-            for (index, alias) in entry.aliases.iter().cloned().chain(hosts).enumerate() {
-                let owner = names.entry(alias.clone()).or_insert_with(|| name.clone());
-                if owner != name {
-                    return Err(ConfigError {
-                        key: format!("upstreams.{name}.aliases[{index}]"),
-                        problem: Problem::DuplicateName {
-                            name: alias,
-                            owner: owner.clone(),
-                        },
-                    });
-                }
-            }
-        }
-        let implied = self.implied_names(&names);
-        names.extend(implied);
-        Ok(names)
-    }
-
-    /// Names that follow from hosts and ports; one that several upstreams imply belongs to none.
-    fn implied_names(&self, taken: &HashMap<String, String>) -> HashMap<String, String> {
-        let mut implied: HashMap<String, Option<String>> = HashMap::new();
-        for (name, entry) in &self.upstreams {
-            let url = entry.url.as_deref().and_then(|url| Url::parse(url).ok());
-            let contact = url.as_ref().map(host_and_port);
-            let mut own: Vec<String> = [Some(name.clone()), contact]
-                .into_iter()
-                .flatten()
-                .collect();
-            let without_colon: Vec<String> =
-                own.iter().map(|host| host.replace(':', "_")).collect();
-            own.extend(without_colon);
-            own.sort();
-            own.dedup();
-            for host in own.into_iter().filter(|host| !taken.contains_key(host)) {
-                implied
-                    .entry(host)
-                    .and_modify(|owner| *owner = None)
-                    .or_insert_with(|| Some(name.clone()));
-            }
-        }
-        implied
-            .into_iter()
-            .filter_map(|(host, owner)| Some((host, owner?)))
-            .collect()
-    }
-}
-
-/// Checks the keys and renames those that are another name of Docker Hub.
-fn canonical_names(
-    entries: BTreeMap<String, UpstreamConfig>,
-) -> Result<BTreeMap<String, UpstreamConfig>, ConfigError> {
-    let mut renamed = BTreeMap::new();
-    for (name, entry) in entries {
-        check_name(&name)?;
-        let hub = builtin::host_names(builtin::DOCKER_HUB).contains(&name.as_str());
-        let owner = if hub {
-            builtin::DOCKER_HUB.to_owned()
-        } else {
-            name.clone()
-        };
-        if renamed.insert(owner.clone(), entry).is_some() {
-            let key = format!("upstreams.{name}");
-            return Err(ConfigError {
-                key,
-                problem: Problem::DuplicateName { name, owner },
-            });
-        }
-    }
-    Ok(renamed)
-}
-
-/// Whether the user gave a built-in alias to another upstream.
-fn is_claimed(alias: &str, of: &str, entries: &BTreeMap<String, UpstreamConfig>) -> bool {
-    entries.iter().any(|(name, entry)| {
-        let claims = name == alias || entry.aliases.iter().any(|own| own == alias);
-        name != of && entry.enabled && claims
-    })
-}
-
-/// Returns `host`, or `host:port` when the port is not the scheme's own.
-pub(super) fn host_and_port(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    }
 }
 
 fn merge(entry: UpstreamConfig, builtin: Option<UpstreamConfig>) -> UpstreamConfig {
@@ -337,18 +234,16 @@ fn merge(entry: UpstreamConfig, builtin: Option<UpstreamConfig>) -> UpstreamConf
     }
 }
 
+/// Reads entries as a file has them.
+#[cfg(test)]
+pub(super) fn merged(yaml: &str) -> Result<Config, ConfigError> {
+    let entries = serde_saphyr::from_str(yaml).expect("valid YAML");
+    Config::with_builtins(entries, None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn merged(yaml: &str) -> Result<Config, ConfigError> {
-        let entries = serde_saphyr::from_str(yaml).expect("valid YAML");
-        Config::with_builtins(entries, None)
-    }
-
-    fn mistake(yaml: &str) -> String {
-        merged(yaml).expect_err("a mistake").to_string()
-    }
 
     #[test]
     fn without_a_file_the_public_registries_are_there() {
@@ -411,120 +306,10 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_port_is_a_url_and_an_alias() {
-        let config = merged("'localhost:5001': {plain_http: true}").expect("valid");
-        let entry = &config.upstreams["localhost:5001"];
-        assert_eq!(entry.url.as_deref(), Some("http://localhost:5001/"));
-        let names = config.names().expect("no duplicates");
-        assert_eq!(
-            names.get("localhost_5001").map(String::as_str),
-            Some("localhost:5001")
-        );
-    }
-
-    #[test]
-    fn a_host_that_two_upstreams_contact_names_neither() {
-        let config =
-            merged("{a: {url: 'http://r.corp'}, b: {url: 'http://r.corp'}}").expect("valid");
-        assert_eq!(config.names().expect("no duplicates").get("r.corp"), None);
-    }
-
-    #[test]
-    fn the_user_may_take_a_built_in_alias_or_upstream_away() {
-        let config = merged("{gitlab: {url: 'https://git.corp'}, nvcr.io: {enabled: false}}")
-            .expect("valid");
-        let names = config.names().expect("no duplicates");
-        assert_eq!(names.get("gitlab").map(String::as_str), Some("gitlab"));
-        assert_eq!((names.get("nvcr.io"), names.get("nvcr")), (None, None));
-    }
-
-    /// What is wrong, and how the message about it begins.
-    const MISTAKES: &[(&str, &str)] = &[
-        (
-            "a: {url: 'not a url'}",
-            "upstreams.a.url: not a URL: relative URL without a base",
-        ),
-        (
-            "a: {url: 'ftp://x'}",
-            "upstreams.a.url: scheme `ftp` is not http or https",
-        ),
-        (
-            "a: {url: 'https://u:p@x'}",
-            "upstreams.a.url: credentials do not belong",
-        ),
-        (
-            "a: {url: 'https://x?y'}",
-            "upstreams.a.url: the URL must not have a query",
-        ),
-        (
-            "a: {url: 'https://x', plain_http: true}",
-            "upstreams.a.plain_http: plain_http contradicts",
-        ),
-        (
-            "a: {aliases: [b.c]}",
-            "upstreams.a.aliases[0]: alias `b.c` must be",
-        ),
-        (
-            "a: {aliases: [b, 'c/d']}",
-            "upstreams.a.aliases[1]: alias `c/d` must be",
-        ),
-        (
-            "{a: {aliases: [x]}, b: {aliases: [x]}}",
-            "upstreams.b.aliases[0]: `x` already means a",
-        ),
-        (
-            "{a: {aliases: [b]}, b: {}}",
-            "upstreams.a.aliases[0]: `b` already means b",
-        ),
-        ("a: {password: x}", "upstreams.a.password: needs username"),
-        ("a: {username: x}", "upstreams.a.username: needs password"),
-        (
-            "a: {username: x, password: y, password_file: z}",
-            "upstreams.a.password_file: not together with password",
-        ),
-        (
-            "a: {username: x, exec: {command: y}}",
-            "upstreams.a.username: not together with exec",
-        ),
-        (
-            "a: {fallback: ['ftp://x']}",
-            "upstreams.a.fallback[0]: scheme `ftp`",
-        ),
-        (
-            "a: {max_requests: 0}",
-            "upstreams.a.max_requests: must not be zero",
-        ),
-        (
-            "a: {max_downloads: 63}",
-            "upstreams.a.max_downloads: must not be less than max_requests",
-        ),
-        (
-            "a: {timeouts: {idle: 0}}",
-            "upstreams.a.timeouts.idle: must not be zero",
-        ),
-        ("A/b: {}", "upstreams.A/b: `A/b` is not a host name"),
-        (
-            "docker.io: {enabled: false}",
-            "upstreams: the default upstream `docker.io` is not",
-        ),
-        (
-            "{docker.io: {}, index.docker.io: {}}",
-            "upstreams.index.docker.io: `index.docker.io` already",
-        ),
-    ];
-
-    #[test]
-    fn every_mistake_names_its_key() {
-        for (yaml, message) in MISTAKES {
-            let found = mistake(yaml);
-            assert!(found.starts_with(message), "{yaml}\n{found}");
-        }
-    }
-
-    #[test]
     fn no_password_is_printed() {
         let config = merged("a: {username: u, password: hunter2}").expect("valid");
         assert!(!format!("{config:?}").contains("hunter2"));
-        assert!(!mistake("a: {url: 'https://u:hunter2@x:99999'}").contains("hunter2"));
+        let mistake = merged("a: {url: 'https://u:hunter2@x:99999'}").expect_err("a mistake");
+        assert!(!mistake.to_string().contains("hunter2"));
     }
 }

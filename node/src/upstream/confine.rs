@@ -6,7 +6,7 @@
 
 use url::{Host, Url};
 
-use super::config::host_and_port;
+use super::names::host_and_port;
 
 /// The hosts of one upstream.
 #[derive(Clone, Debug)]

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::address::{PublicResolver, is_private_address, is_private_literal};
-use super::config::{UpstreamConfig, host_and_port};
+use super::config::UpstreamConfig;
 use super::error::{Defect, Outage, SetupError};
+use super::names::host_and_port;
 use super::shortage::{Alarm, Shortage};
 
 /// Largest body of a refusal that is read, in bytes: what it says stands at its beginning.
