@@ -5,10 +5,10 @@
 //! protected or where data lives are refused while they are not implemented. A mistake has one
 //! line with file, line and key, and nothing is started.
 //!
-//! The steps are files: `tree` parses, `env` overrides, `proxy` moves the registry's spellings,
-//! `schema` knows the keys, `reader` reads the structs of `http`, `auth`, `storage`, `cache`, `log`
-//! and of the rooms `upstream` and `cluster`. Apart from the environment handed in, nothing is read here: no password
-//! file, no certificate, no address.
+//! The steps are files: `yaml` parses into a `tree`, `env` overrides, `proxy` moves the registry's
+//! spellings, `schema` knows the keys, `reader` reads the structs of `http`, `auth`, `storage`,
+//! `cache`, `log` and of the rooms `upstream` and `cluster`. Apart from the environment handed in,
+//! nothing is read here: no password file, no certificate, no address.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,7 @@ mod reader;
 mod schema;
 mod storage;
 mod tree;
+mod yaml;
 
 pub use auth::{AuthConfig, HtpasswdConfig};
 pub use cache::CacheConfig;
@@ -153,7 +154,7 @@ impl Config {
         let env: Vec<_> = env.collect();
         let state_directory = env.iter().find(|(name, _)| name == "STATE_DIRECTORY");
         let state_directory = state_directory.map(|(_, value)| value.as_str());
-        let mut tree = tree::parse(text).map_err(|error| {
+        let mut tree = yaml::parse(text).map_err(|error| {
             let message = error.message;
             let problem = Problem::Syntax { message };
             places.mistake(&Origin::Line(error.line), String::new(), problem)

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::error::{Mistake, Place, Problem};
 use super::schema::{Fate, KEYS, Key, Owner};
-use super::tree::{self, Node, Origin, Scalar, Value};
+use super::tree::{Node, Origin, Scalar, Value};
+use super::yaml;
 
 const OWN: &str = "MILLRACE_";
 const REGISTRY: &str = "REGISTRY_";
@@ -194,7 +195,7 @@ fn put(tree: &mut Node, target: &Target, name: &str, value: &str) -> Option<Mist
 }
 
 fn parsed(value: &str) -> Result<Value, String> {
-    let node = tree::parse(value).map_err(|error| error.message)?;
+    let node = yaml::parse(value).map_err(|error| error.message)?;
     Ok(node.value)
 }
 
