@@ -30,6 +30,7 @@ mod listing;
 mod manifest;
 mod metrics;
 mod names;
+mod quota;
 mod secret;
 mod shared;
 mod shortage;

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::breaker::{Breaker, BreakerState};
-use super::budget::{Allowance, Budget, OwnBudget, Pause, limit_of_refusal, retry_after};
+use super::budget::{Allowance, Budget, OwnBudget, Pause};
 use super::error::Limit;
+use super::quota::{limit_of_refusal, retry_after};
 
 /// A base URL and its health.
 #[derive(Debug)]

@@ -20,12 +20,12 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
 
-use super::budget::retry_after;
 use super::challenge::{Challenge, Grant};
 use super::confine::Confines;
 use super::credential::{Credentials, LoginError};
 use super::error::CredentialError;
 use super::metrics::{Kind, Outcome, UpstreamMetrics};
+use super::quota::retry_after;
 use super::secret::Secret;
 use super::shortage::Shortage;
 use super::transport::{self, Clients, Exchange, ExchangeError, Patience};
