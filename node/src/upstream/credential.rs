@@ -1,33 +1,29 @@
 //! Where the user and password for an upstream come from.
 //!
-//! A password file is read anew for each use and a helper is run again when its answer expires or
-//! is refused, so that both can rotate. Where credentials may be sent is `confine`'s to say.
-//! Source of the helper's protocol: docker-credential-helpers, as the Docker registry's
-//! `proxy.exec` uses it.
+//! A password file is read anew for each use and a helper (`helper`) is run again when its answer
+//! expires or is refused, so that both can rotate. Where credentials may be sent is `confine`'s to
+//! say.
+
+mod helper;
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::HeaderValue;
 use millrace_protocol::oci::{Algorithm, Digest};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
-use tokio::time::Instant;
+use tokio::io::AsyncReadExt;
 
-use super::config::{ExecConfig, UpstreamConfig};
+use helper::Helper;
+
+use super::config::UpstreamConfig;
 use super::error::CredentialError;
 use super::secret::Secret;
 use super::shortage::Shortage;
-
-/// How long a helper may run: it may have to ask a cloud, but a client is waiting.
-const HELPER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Largest password file or helper output that is read, in bytes; cloud passwords have a few KiB.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
@@ -194,7 +190,7 @@ impl Credentials {
     /// Notes that the upstream refused the login; returns whether the next one may differ.
     pub(super) async fn handle_refused(&self) -> bool {
         match self {
-            Self::Exec(helper) => helper.cached.lock().await.take().is_some(),
+            Self::Exec(helper) => helper.forget().await,
             Self::Anonymous | Self::Fixed(_) | Self::File { .. } => false,
         }
     }
@@ -209,96 +205,8 @@ async fn read_bounded(path: &PathBuf) -> io::Result<String> {
     Ok(text)
 }
 
-/// A docker credential helper and its last answer.
-#[derive(Debug)]
-pub(super) struct Helper {
-    command: Arc<str>,
-    host: String,
-    lifetime: Option<Duration>,
-    /// Locked while the helper runs, so that it runs once for all who wait.
-    cached: tokio::sync::Mutex<Option<(Login, Instant)>>,
-}
-
-#[derive(Deserialize)]
-struct HelperOutput {
-    #[serde(rename = "Username")]
-    username: String,
-    #[serde(rename = "Secret")]
-    secret: Secret,
-}
-
-impl Helper {
-    fn new(config: &ExecConfig, host: String) -> Self {
-        let command = config.command.as_str().into();
-        Self {
-            command,
-            host,
-            lifetime: config.lifetime,
-            cached: tokio::sync::Mutex::default(),
-        }
-    }
-
-    async fn login(&self) -> Result<Login, LoginError> {
-        let mut cached = self.cached.lock().await;
-        if let Some((login, since)) = &*cached
-            && self
-                .lifetime
-                .is_none_or(|lifetime| since.elapsed() < lifetime)
-        {
-            return Ok(login.clone());
-        }
-        let login = tokio::time::timeout(HELPER_PATIENCE, self.run())
-            .await
-            .map_err(|_| CredentialError::Slow {
-                command: self.command.clone(),
-                patience: HELPER_PATIENCE,
-            })??;
-        *cached = Some((login.clone(), Instant::now()));
-        Ok(login)
-    }
-
-    /// Runs `<command> get` with the host on its standard input.
-    async fn run(&self) -> Result<Login, LoginError> {
-        let start = |kind| CredentialError::Start {
-            command: self.command.clone(),
-            kind,
-        };
-        let start = |error: io::Error| LoginError::of(&error, start);
-        let mut child = Command::new(&*self.command)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(start)?;
-        let mut stdin = child.stdin.take().expect("standard input is piped");
-        let stdout = child.stdout.take().expect("standard output is piped");
-        // A helper that does not read the host closes its end; what it prints decides.
-        let _ = stdin.write_all(self.host.as_bytes()).await;
-        drop(stdin);
-        let mut output = Vec::new();
-        let read = stdout.take(MAX_SECRET_BYTES).read_to_end(&mut output).await;
-        let status = child.wait().await.map_err(start)?;
-        if read.is_err() || !status.success() {
-            let command = self.command.clone();
-            return Err(CredentialError::Failed { command }.into());
-        }
-        let malformed = |_| CredentialError::Malformed {
-            command: self.command.clone(),
-        };
-        let output: HelperOutput = serde_json::from_slice(&output).map_err(malformed)?;
-        Ok(Login {
-            username: output.username,
-            password: output.secret,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn decoded(login: &Login) -> String {
@@ -309,17 +217,6 @@ mod tests {
             .strip_prefix("Basic ")
             .expect("basic");
         String::from_utf8(BASE64_STANDARD.decode(text).expect("base64")).expect("text")
-    }
-
-    fn script(folder: &std::path::Path, body: &str) -> ExecConfig {
-        let path = folder.join("helper");
-        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("writes");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
-            .expect("executable");
-        ExecConfig {
-            command: path.display().to_string(),
-            lifetime: None,
-        }
     }
 
     #[test]
@@ -364,78 +261,5 @@ mod tests {
             let login = credentials.login().await.expect("reads").expect("a login");
             assert_eq!(decoded(&login), format!("ci:{password}"));
         }
-    }
-
-    #[tokio::test]
-    async fn a_helper_gets_the_host_and_runs_once_until_it_is_refused() {
-        let folder = tempfile::tempdir().expect("folder");
-        let config = script(
-            folder.path(),
-            r#"echo x >> "$0.runs"; test "$1" = get || exit 1
-               printf '{"ServerURL":"x","Username":"%s","Secret":"s"}' "$(cat)""#,
-        );
-        let runs = folder.path().join("helper.runs");
-        let credentials = Credentials::Exec(Helper::new(&config, "r.io:5000".to_owned()));
-        for _ in 0..2 {
-            let login = credentials.login().await.expect("runs").expect("a login");
-            assert_eq!(decoded(&login), "r.io:5000:s");
-        }
-        assert_eq!(std::fs::read_to_string(&runs).expect("ran"), "x\n");
-        assert!(credentials.handle_refused().await);
-        credentials.login().await.expect("runs again");
-        assert_eq!(std::fs::read_to_string(&runs).expect("ran"), "x\nx\n");
-    }
-
-    #[tokio::test]
-    async fn a_lifetime_of_zero_runs_the_helper_every_time() {
-        let folder = tempfile::tempdir().expect("folder");
-        let body = r#"echo x >> "$0.runs"; echo '{"Username":"u","Secret":"s"}'"#;
-        let config = ExecConfig {
-            lifetime: Some(Duration::ZERO),
-            ..script(folder.path(), body)
-        };
-        let helper = Helper::new(&config, String::new());
-        for _ in 0..2 {
-            helper.login().await.expect("runs");
-        }
-        let runs = std::fs::read_to_string(folder.path().join("helper.runs")).expect("ran");
-        assert_eq!(runs, "x\nx\n");
-    }
-
-    #[tokio::test]
-    async fn a_helper_that_fails_says_why_without_its_output() {
-        let folder = tempfile::tempdir().expect("folder");
-        let run = async |body: &str| {
-            let config = script(folder.path(), body);
-            let error = Helper::new(&config, String::new())
-                .login()
-                .await
-                .expect_err("fails");
-            let LoginError::Credentials(error) = error else {
-                panic!("{error:?}");
-            };
-            assert!(!error.to_string().contains("hunter2"), "{error}");
-            error
-        };
-        assert!(matches!(
-            run("echo hunter2; exit 3").await,
-            CredentialError::Failed { .. }
-        ));
-        assert!(matches!(
-            run("echo hunter2").await,
-            CredentialError::Malformed { .. }
-        ));
-        let none = ExecConfig {
-            command: "/nonexistent".to_owned(),
-            lifetime: None,
-        };
-        let error = Helper::new(&none, String::new())
-            .login()
-            .await
-            .expect_err("fails");
-        assert!(matches!(
-            error,
-            LoginError::Credentials(CredentialError::Start { .. })
-        ));
     }
 }
