@@ -1,42 +1,25 @@
-//! The gate of the control plane: who comes in has proved that it knows a secret of the cluster.
+//! Who comes in to the control plane: whoever has proved that it knows a secret of the cluster.
 //!
-//! It stands between noise, which proves who the other end is, and the multiplexer, so nothing of
-//! this node sees a stranger. The dialling end proves first; the listening end says nothing but a
-//! random number before that. A proof covers both identities and both random numbers, so it is
-//! worth nothing on another connection. Source: SPEC.md, "Admission".
+//! Here is what is decided, and what is remembered of who came in by which secret. `gate` carries the
+//! exchange on a connection, `proof` says what a proof is. Source: SPEC.md, "Admission".
+
+mod gate;
+mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::iter;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use libp2p::PeerId;
-use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
-use libp2p::futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use libp2p::yamux;
 use millrace_protocol::node_id::NodeId;
 use parking_lot::Mutex;
-use ring::hmac;
-use ring::rand::{SecureRandom as _, SystemRandom};
+
+pub(super) use gate::Gate;
 
 use super::metrics::{Metrics, Refused};
 use super::names::node_id;
-use super::secrets::{MAX_SECRETS, Secret, Secrets};
-
-/// Name and version of the exchange.
-const PROTOCOL: &str = "/millrace/admission/1";
-
-/// What a proof of the dialling and of the listening end begins with.
-const DIALLER: &[u8] = b"millrace admission 1: dialler";
-const LISTENER: &[u8] = b"millrace admission 1: listener";
-
-const NONCE_BYTES: usize = 32;
-const PROOF_BYTES: usize = 32;
-
-type Nonce = [u8; NONCE_BYTES];
-type Proof = [u8; PROOF_BYTES];
+use super::secrets::{Secret, Secrets};
 
 /// Decides who comes in; shared by the gates of all connections.
 #[derive(Debug)]
@@ -86,10 +69,7 @@ impl Admission {
 
     /// Returns the gate for a connection whose other end has proved to be `peer`.
     pub(super) fn gate(self: &Arc<Self>, peer: &PeerId) -> Gate {
-        Gate {
-            admission: Arc::clone(self),
-            peer: *peer,
-        }
+        Gate::new(Arc::clone(self), *peer)
     }
 
     /// Replaces the secrets; returns who came in by one that is none any more.
@@ -155,67 +135,6 @@ impl Admission {
         Err(Refusal::Duplicate)
     }
 
-    async fn dial<C: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        peer: &PeerId,
-        io: &mut C,
-    ) -> Result<(), Refusal> {
-        let peer = self.known(peer)?;
-        let mine = nonce()?;
-        io.write_all(&mine).await?;
-        io.flush().await?;
-        let mut theirs = [0; NONCE_BYTES];
-        io.read_exact(&mut theirs).await?;
-        let talk = Talk {
-            dialler: (self.me, mine),
-            listener: (peer, theirs),
-        };
-        let secrets = Arc::clone(&self.secrets.lock());
-        let count = u8::try_from(secrets.iter().len()).expect("at most four");
-        let mut message = self.instance.to_be_bytes().to_vec();
-        message.push(count);
-        for secret in secrets.iter() {
-            message.extend(talk.prove(DIALLER, secret, self.instance));
-        }
-        io.write_all(&message).await?;
-        io.flush().await?;
-        let answer = Answer::read(io).await.map_err(refused_by_silence)?;
-        let secret = secrets.iter().nth(answer.index.into());
-        let secret = secret.ok_or(Refusal::Secret)?;
-        talk.check(LISTENER, secret, answer.instance, &answer.proof)?;
-        self.enter(peer, answer.instance, secret)
-    }
-
-    async fn listen<C: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        peer: &PeerId,
-        io: &mut C,
-    ) -> Result<(), Refusal> {
-        let peer = self.known(peer)?;
-        let mine = nonce()?;
-        io.write_all(&mine).await?;
-        io.flush().await?;
-        let mut theirs = [0; NONCE_BYTES];
-        io.read_exact(&mut theirs).await?;
-        let talk = Talk {
-            dialler: (peer, theirs),
-            listener: (self.me, mine),
-        };
-        let (instance, proofs) = read_proofs(io).await?;
-        let secrets = Arc::clone(&self.secrets.lock());
-        let known = proofs.iter().zip(0_u8..).find_map(|(proof, index)| {
-            let fits = |secret: &&Secret| talk.check(DIALLER, secret, instance, proof).is_ok();
-            secrets.iter().find(fits).map(|secret| (secret, index))
-        });
-        let (secret, index) = known.ok_or(Refusal::Secret)?;
-        let mut message = vec![index];
-        message.extend(self.instance.to_be_bytes());
-        message.extend(talk.prove(LISTENER, secret, self.instance));
-        io.write_all(&message).await?;
-        io.flush().await?;
-        self.enter(peer, instance, secret)
-    }
-
     fn count(&self, refusal: &Refusal) {
         let reason = match refusal {
             Refusal::Secret => Refused::Secret,
@@ -224,149 +143,6 @@ impl Admission {
             Refusal::Broken(_) | Refusal::Myself | Refusal::Random => return,
         };
         self.metrics.refused(reason);
-    }
-}
-
-/// A listener that does not accept the proofs closes without a word.
-fn refused_by_silence(error: io::Error) -> Refusal {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => Refusal::Secret,
-        _ => Refusal::Broken(error),
-    }
-}
-
-/// What the listening end answers.
-struct Answer {
-    /// Which of the proofs it accepted.
-    index: u8,
-    instance: u64,
-    proof: Proof,
-}
-
-impl Answer {
-    async fn read<C: AsyncRead + Unpin>(io: &mut C) -> io::Result<Self> {
-        let (mut index, mut instance, mut proof) = ([0; 1], [0; 8], [0; PROOF_BYTES]);
-        io.read_exact(&mut index).await?;
-        io.read_exact(&mut instance).await?;
-        io.read_exact(&mut proof).await?;
-        Ok(Self {
-            index: index[0],
-            instance: u64::from_be_bytes(instance),
-            proof,
-        })
-    }
-}
-
-/// Reads the dialling end's instance and its proofs, one for each secret that it knows.
-async fn read_proofs<C: AsyncRead + Unpin>(io: &mut C) -> Result<(u64, Vec<Proof>), Refusal> {
-    let (mut instance, mut count) = ([0; 8], [0; 1]);
-    io.read_exact(&mut instance).await?;
-    io.read_exact(&mut count).await?;
-    let count = usize::from(count[0]);
-    if !(1..=MAX_SECRETS).contains(&count) {
-        return Err(Refusal::Secret);
-    }
-    let mut proofs = vec![[0; PROOF_BYTES]; count];
-    for proof in &mut proofs {
-        io.read_exact(proof).await?;
-    }
-    Ok((u64::from_be_bytes(instance), proofs))
-}
-
-/// What both ends know of one exchange.
-struct Talk {
-    dialler: (NodeId, Nonce),
-    listener: (NodeId, Nonce),
-}
-
-impl Talk {
-    fn prove(&self, side: &[u8], secret: &Secret, instance: u64) -> Proof {
-        let tag = hmac::sign(&secret.key, &self.statement(side, instance));
-        let mut proof = [0; PROOF_BYTES];
-        proof.copy_from_slice(tag.as_ref());
-        proof
-    }
-
-    /// Compares in constant time.
-    fn check(
-        &self,
-        side: &[u8],
-        secret: &Secret,
-        instance: u64,
-        proof: &Proof,
-    ) -> Result<(), Refusal> {
-        let statement = self.statement(side, instance);
-        hmac::verify(&secret.key, &statement, proof).map_err(|_| Refusal::Secret)
-    }
-
-    /// All parts have fixed lengths, apart from the first, which no other begins with.
-    fn statement(&self, side: &[u8], instance: u64) -> Vec<u8> {
-        let mut statement = side.to_vec();
-        for (id, nonce) in [&self.dialler, &self.listener] {
-            statement.extend(id.as_bytes());
-            statement.extend(nonce);
-        }
-        statement.extend(instance.to_be_bytes());
-        statement
-    }
-}
-
-fn nonce() -> Result<Nonce, Refusal> {
-    let mut nonce = [0; NONCE_BYTES];
-    let filled = SystemRandom::new().fill(&mut nonce);
-    filled.map_err(|_| Refusal::Random).map(|()| nonce)
-}
-
-/// The gate of one connection; behind it lies the multiplexer.
-#[derive(Clone, Debug)]
-pub(super) struct Gate {
-    admission: Arc<Admission>,
-    peer: PeerId,
-}
-
-type Opening<M> = Pin<Box<dyn Future<Output = Result<M, Refusal>> + Send>>;
-
-impl UpgradeInfo for Gate {
-    type Info = &'static str;
-    type InfoIter = iter::Once<Self::Info>;
-
-    fn protocol_info(&self) -> Self::InfoIter {
-        iter::once(PROTOCOL)
-    }
-}
-
-impl<C> InboundConnectionUpgrade<C> for Gate
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    type Output = yamux::Muxer<C>;
-    type Error = Refusal;
-    type Future = Opening<Self::Output>;
-
-    fn upgrade_inbound(self, mut io: C, info: Self::Info) -> Self::Future {
-        Box::pin(async move {
-            let Self { admission, peer } = self;
-            let outcome = admission.listen(&peer, &mut io).await;
-            outcome.inspect_err(|refusal| admission.count(refusal))?;
-            Ok(yamux::Config::default().upgrade_inbound(io, info).await?)
-        })
-    }
-}
-
-impl<C> OutboundConnectionUpgrade<C> for Gate
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    type Output = yamux::Muxer<C>;
-    type Error = Refusal;
-    type Future = Opening<Self::Output>;
-
-    fn upgrade_outbound(self, mut io: C, info: Self::Info) -> Self::Future {
-        Box::pin(async move {
-            let Self { admission, peer } = self;
-            admission.dial(&peer, &mut io).await?;
-            Ok(yamux::Config::default().upgrade_outbound(io, info).await?)
-        })
     }
 }
 
@@ -379,32 +155,6 @@ mod tests {
         let secrets = SecretSource::Text(SecretText::new(text)).read();
         let secrets = secrets.expect("strong");
         secrets.iter().next().expect("one").clone()
-    }
-
-    fn talk() -> Talk {
-        Talk {
-            dialler: (NodeId::new([1; 32]), [11; NONCE_BYTES]),
-            listener: (NodeId::new([2; 32]), [22; NONCE_BYTES]),
-        }
-    }
-
-    #[test]
-    fn a_proof_fits_one_side_of_one_talk_under_one_secret() {
-        let right = secret("0123456789abcdef0123456789abcdef");
-        let wrong = secret("0123456789abcdef0123456789abcdeg");
-        let proof = talk().prove(DIALLER, &right, 7);
-        let fits = |talk: &Talk, side, secret, instance| {
-            talk.check(side, secret, instance, &proof).is_ok()
-        };
-        assert!(fits(&talk(), DIALLER, &right, 7));
-        assert!(!fits(&talk(), DIALLER, &wrong, 7));
-        assert!(!fits(&talk(), LISTENER, &right, 7), "reflected");
-        assert!(!fits(&talk(), DIALLER, &right, 8), "another process");
-        let (mut replayed, mut passed_on) = (talk(), talk());
-        replayed.listener.1 = [23; NONCE_BYTES];
-        passed_on.listener.0 = NodeId::new([3; 32]);
-        assert!(!fits(&replayed, DIALLER, &right, 7));
-        assert!(!fits(&passed_on, DIALLER, &right, 7));
     }
 
     #[test]
