@@ -90,6 +90,14 @@ fn parse(text: &str) -> Result<Value> {
     })
 }
 
+/// Compares an image as `image inspect` of docker and podman shows it with the original.
+fn compare_inspected(text: &str, original: &Image) -> Result<()> {
+    let image = parse(text)?;
+    compare_root(&image["RepoDigests"], original)?;
+    let diff_ids = &image["RootFS"]["Layers"];
+    compare_platform(&image["Id"], diff_ids, original.platform())
+}
+
 /// Compares configuration and layers, which clients name by diff id, with those of the original.
 fn compare_platform(config: &Value, diff_ids: &Value, original: &Platform) -> Result<()> {
     let config = config.as_str().unwrap_or_default();

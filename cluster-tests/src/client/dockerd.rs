@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 use super::mirror::Mirror;
-use super::{CLIENT_LIMIT, Client, compare_platform, compare_root, isolated, mounts, parse};
+use super::{CLIENT_LIMIT, Client, compare_inspected, isolated, mounts};
 use crate::component;
 use crate::image::Image;
 use crate::process::{self, Process};
@@ -155,13 +155,8 @@ impl Client for Dockerd {
     }
 
     async fn compare(&self, reference: &str, original: &Image) -> Result<()> {
-        let image = parse(&self.docker(&["image", "inspect", reference]).await?)?;
-        compare_root(&image["RepoDigests"], original)?;
-        compare_platform(
-            &image["Id"],
-            &image["RootFS"]["Layers"],
-            original.platform(),
-        )
+        let inspected = self.docker(&["image", "inspect", reference]).await?;
+        compare_inspected(&inspected, original)
     }
 
     async fn forget(&self) -> Result<()> {

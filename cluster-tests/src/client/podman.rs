@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::containers::Home;
 use super::mirror::Mirror;
-use super::{Client, compare_platform, compare_root, mounts, parse};
+use super::{Client, compare_inspected, mounts};
 use crate::image::Image;
 
 /// podman with its own storage and a mirror for docker.io.
@@ -61,13 +61,8 @@ impl Client for Podman {
     }
 
     async fn compare(&self, reference: &str, original: &Image) -> Result<()> {
-        let image = parse(&self.podman(&["image", "inspect", reference]).await?)?;
-        compare_root(&image["RepoDigests"], original)?;
-        compare_platform(
-            &image["Id"],
-            &image["RootFS"]["Layers"],
-            original.platform(),
-        )
+        let inspected = self.podman(&["image", "inspect", reference]).await?;
+        compare_inspected(&inspected, original)
     }
 
     async fn forget(&self) -> Result<()> {
