@@ -7,6 +7,7 @@
 //! ```text
 //! fake       a registry that misbehaves on demand
 //! upstream   a `docker-registry` process with its log of requests
+//! corp       a node in front of it, under the names that tests use
 //! client     skopeo, podman, buildah, dockerd, containerd
 //! repository one repository over plain HTTP, compared byte by byte
 //! image      test images, built here
@@ -26,6 +27,7 @@
 pub mod client;
 pub mod component;
 pub mod condition;
+pub mod corp;
 pub mod descriptors;
 pub mod fake;
 pub mod fleet;

@@ -3,25 +3,12 @@
 use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Result, ensure};
+use millrace_cluster_tests::corp::{REPOSITORY, UPSTREAM, node_before, repository};
 use millrace_cluster_tests::http::Request;
 use millrace_cluster_tests::image::Image;
-use millrace_cluster_tests::node::{Node, NodeBuilder};
-use millrace_cluster_tests::repository::Repository;
 use millrace_cluster_tests::upstream::Upstream;
 use serde_json::json;
 use tempfile::TempDir;
-
-/// The name of the upstream in these tests, and its repository.
-const UPSTREAM: &str = "corp";
-const REPOSITORY: &str = "team/app";
-
-fn node_before(upstream: &Upstream) -> NodeBuilder {
-    Node::builder().upstream(UPSTREAM, &upstream.url())
-}
-
-fn repository(node: &Node) -> Repository {
-    Repository::at(node.address(), &format!("{UPSTREAM}/{REPOSITORY}"))
-}
 
 /// A private registry that holds `image`, and the image.
 async fn private() -> Result<(Upstream, Image)> {

@@ -2,26 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use millrace_cluster_tests::client::Skopeo;
+use millrace_cluster_tests::corp::{REPOSITORY, UPSTREAM, node_before, repository};
 use millrace_cluster_tests::http::{Answer, Request};
 use millrace_cluster_tests::image::{INDEX, Image, MANIFEST, referrers_tag};
-use millrace_cluster_tests::node::{Node, NodeBuilder};
 use millrace_cluster_tests::proxy::Proxy;
-use millrace_cluster_tests::repository::Repository;
 use millrace_cluster_tests::upstream::Upstream;
 use millrace_protocol::oci::Digest;
 use serde_json::{Value, json};
-
-/// The name of the upstream in these tests, and its repository.
-const UPSTREAM: &str = "corp";
-const REPOSITORY: &str = "team/app";
-
-fn node_before(upstream: &Upstream) -> NodeBuilder {
-    Node::builder().upstream(UPSTREAM, &upstream.url())
-}
-
-fn repository(node: &Node) -> Repository {
-    Repository::at(node.address(), &format!("{UPSTREAM}/{REPOSITORY}"))
-}
 
 #[tokio::test]
 async fn two_platforms_and_forty_layers_are_kept_byte_by_byte() -> Result<()> {

@@ -2,22 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use millrace_cluster_tests::condition::eventually;
+use millrace_cluster_tests::corp::{REPOSITORY, node_before, repository};
 use millrace_cluster_tests::image::Image;
-use millrace_cluster_tests::node::{Node, NodeBuilder};
-use millrace_cluster_tests::repository::Repository;
+use millrace_cluster_tests::node::Node;
 use millrace_cluster_tests::upstream::Upstream;
-
-/// The name of the upstream in these tests, and its repository.
-const UPSTREAM: &str = "corp";
-const REPOSITORY: &str = "team/app";
-
-fn node_before(upstream: &Upstream) -> NodeBuilder {
-    Node::builder().upstream(UPSTREAM, &upstream.url())
-}
-
-fn repository(node: &Node) -> Repository {
-    Repository::at(node.address(), &format!("{UPSTREAM}/{REPOSITORY}"))
-}
 
 #[tokio::test]
 async fn a_restart_keeps_content_and_tags() -> Result<()> {
