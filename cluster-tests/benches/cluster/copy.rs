@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use millrace_cluster_tests::fleet::Fleet;
 use millrace_cluster_tests::load::discard::{Plan, discard};
 use millrace_cluster_tests::load::runs::{Runs, Turn};
-use millrace_cluster_tests::load::table::{Figure, Target, Unit, sides};
+use millrace_cluster_tests::load::table::{Figure, Target, Unit};
 use millrace_cluster_tests::load::{meter, seed};
 use millrace_cluster_tests::upstream::Upstream;
 
@@ -85,34 +85,25 @@ async fn rival(blob: &seed::Blob) -> Result<Copy> {
 }
 
 fn figures(options: &Options, runs: &Runs<(Copy, Copy)>) -> Vec<Figure> {
-    let figure = |what, unit, value: fn(&Copy) -> f64, target| Figure {
-        work: format!(
-            "node to node on loopback, {} MiB",
-            options.copy_bytes() / MIB
-        ),
-        what,
-        sides: sides(
-            unit,
-            runs.spread(|(ours, _)| value(ours)),
-            runs.spread(|(_, rival)| value(rival)),
-        ),
-        // A quick run may be shorter than the clock's tick.
-        result: runs.spread(|(ours, rival)| value(ours) / value(rival).max(1e-6)),
-        unit: Unit::Times,
-        target,
-        quality: runs.quality(),
+    let work = || {
+        let mebibytes = options.copy_bytes() / MIB;
+        format!("node to node on loopback, {mebibytes} MiB")
     };
     vec![
-        figure(
-            "rate of the second node's client / TLS program",
-            Unit::MegabytesPerSecond,
-            |copy| copy.bytes_per_second / 1e6,
+        Figure::ratio(
+            runs,
+            (work(), "rate of the second node's client / TLS program"),
+            (Unit::MegabytesPerSecond, |copy: &Copy| {
+                copy.bytes_per_second / 1e6
+            }),
             Target::AtLeast(0.9),
         ),
-        figure(
-            "CPU time of both sides / TLS program",
-            Unit::CpuSecondsPerGib,
-            |copy| copy.cpu_seconds_per_gib,
+        Figure::ratio(
+            runs,
+            (work(), "CPU time of both sides / TLS program"),
+            (Unit::CpuSecondsPerGib, |copy: &Copy| {
+                copy.cpu_seconds_per_gib
+            }),
             Target::None,
         ),
     ]

@@ -38,14 +38,8 @@ pub(crate) async fn measure(options: &Options) -> Result<Vec<Figure>> {
         NODES + 1,
         options.held_blobs()
     );
-    let figure = |what, value: fn(&Joined) -> f64, unit, target| Figure {
-        work: work.clone(),
-        what,
-        sides: String::new(),
-        result: runs.spread(value),
-        unit,
-        target,
-        quality: runs.quality(),
+    let figure = |what, value: fn(&Joined) -> f64, unit, target| {
+        Figure::alone(&runs, (work.clone(), what), (unit, value), target)
     };
     Ok(vec![
         figure(

@@ -7,7 +7,7 @@
 //! fails only when it could not measure, unless it is told to be strict.
 //!
 //! ```text
-//! options    the command line
+//! options    the command line; `choice` has what the tables have in common
 //! storm      16 nodes on slow links, one cold blob, with and without deaths
 //! sites      two zones that are 80 ms from each other
 //! join       a node that comes to a cluster full of blobs
@@ -26,6 +26,8 @@ use millrace_cluster_tests::load::table::{self, Figure};
 
 use options::{Options, Row};
 
+#[path = "../shared/choice.rs"]
+mod choice;
 mod copy;
 mod join;
 mod members;
@@ -66,7 +68,7 @@ async fn main() -> ExitCode {
 async fn measure_all(options: &Options) -> ExitCode {
     println!("{}\n{}", options.describe(), machine::describe());
     let measure = async |row| measure(row, options).await;
-    table::measure_all(options.rows(), options.strict, measure).await
+    table::measure_all(options.choice.rows(), options.choice.strict, measure).await
 }
 
 async fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {

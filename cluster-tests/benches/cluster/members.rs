@@ -42,23 +42,15 @@ struct Cost {
 /// Measures nodes that nobody asks anything.
 pub(crate) async fn measure(options: &Options) -> Result<Vec<Figure>> {
     let runs = Runs::of_fleets(options.runs(), async |_| crash(options).await).await?;
-    let seconds = |what, value: fn(&Crash) -> Duration, target| Figure {
-        work: format!("{} nodes", options.members()),
-        what,
-        sides: String::new(),
-        result: runs.spread(|run| value(run).as_secs_f64()),
-        unit: Unit::Seconds,
-        target,
-        quality: runs.quality(),
+    let seconds = |what, value: fn(&Crash) -> Duration, target| {
+        let work = format!("{} nodes", options.members());
+        let value = |run: &Crash| value(run).as_secs_f64();
+        Figure::alone(&runs, (work, what), (Unit::Seconds, value), target)
     };
-    let cost = |what, value: fn(&Cost) -> f64, unit| Figure {
-        work: format!("{} idle nodes", options.members()),
-        what,
-        sides: String::new(),
-        result: runs.spread(|run| value(&run.cost)),
-        unit,
-        target: Target::None,
-        quality: runs.quality(),
+    let cost = |what, value: fn(&Cost) -> f64, unit| {
+        let work = format!("{} idle nodes", options.members());
+        let value = |run: &Crash| value(&run.cost);
+        Figure::alone(&runs, (work, what), (unit, value), Target::None)
     };
     Ok(vec![
         seconds(

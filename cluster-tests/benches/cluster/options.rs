@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::choice::{Choice, name_of};
 use crate::part::Part;
 
 /// One mebibyte.
@@ -17,27 +18,17 @@ pub(crate) const SEED: u64 = 5;
 #[derive(Debug, Parser)]
 #[command(name = "cluster")]
 pub(crate) struct Options {
-    /// Measure only this row; may be given several times.
-    #[arg(long = "row", value_name = "ROW")]
-    only: Vec<Row>,
+    #[command(flatten)]
+    pub(crate) choice: Choice<Row>,
     /// How many runs the medians are taken over.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
     /// How many nodes a storm has; its targets are for 16.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(3..=200))]
     nodes: u16,
-    /// Run everything once with little data: shows that it works, its figures mean nothing.
-    #[arg(long)]
-    quick: bool,
-    /// End with status 2 when a target is missed.
-    #[arg(long)]
-    pub(crate) strict: bool,
     /// What a child process is to do.
     #[command(subcommand)]
     pub(crate) part: Option<Part>,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// A row of the table.
@@ -54,32 +45,19 @@ pub(crate) enum Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = self.to_possible_value().expect("no row is hidden");
-        formatter.write_str(value.get_name())
+        formatter.write_str(&name_of(self))
     }
 }
 
 impl Options {
-    /// Returns the rows to measure, in the order of the table.
-    pub(crate) fn rows(&self) -> Vec<Row> {
-        let all = Row::value_variants().iter().copied();
-        all.filter(|row| self.only.is_empty() || self.only.contains(row))
-            .collect()
-    }
-
     /// Says what is measured, in a line or two.
     pub(crate) fn describe(&self) -> String {
-        let note = if self.quick {
-            "\nQUICK: little data, one run; the figures mean nothing"
-        } else {
-            ""
-        };
-        format!("{} runs, seed {SEED}{note}", self.runs())
+        format!("{} runs, seed {SEED}{}", self.runs(), self.choice.note())
     }
 
     /// Returns how many runs a median is taken over.
     pub(crate) fn runs(&self) -> usize {
-        if self.quick { 1 } else { self.runs.into() }
+        self.choice.runs(self.runs)
     }
 
     /// Returns how many nodes want a blob at once.
@@ -89,12 +67,12 @@ impl Options {
 
     /// Returns the size of the blob that everybody wants at once.
     pub(crate) fn storm_bytes(&self) -> u64 {
-        if self.quick { 8 * MIB } else { 64 * MIB }
+        if self.choice.quick { 8 * MIB } else { 64 * MIB }
     }
 
     /// Returns the sizes of the layers that two sites want.
     pub(crate) fn layer_bytes(&self) -> [u64; 4] {
-        let sizes = if self.quick {
+        let sizes = if self.choice.quick {
             [1, 1, 2, 4]
         } else {
             [2, 8, 16, 38]
@@ -104,31 +82,39 @@ impl Options {
 
     /// Returns how many blobs a cluster holds when another node comes.
     pub(crate) fn held_blobs(&self) -> u64 {
-        if self.quick { 50 } else { 1000 }
+        if self.choice.quick { 50 } else { 1000 }
     }
 
     /// Returns how many nodes are watched when one of them dies.
     pub(crate) fn members(&self) -> usize {
-        if self.quick { 6 } else { 30 }
+        if self.choice.quick { 6 } else { 30 }
     }
 
     /// Returns how long it is measured what being a member costs.
     pub(crate) fn idle_duration(&self) -> Duration {
-        Duration::from_secs(if self.quick { 2 } else { 20 })
+        Duration::from_secs(if self.choice.quick { 2 } else { 20 })
     }
 
     /// Returns how long requests are counted.
     pub(crate) fn rate_duration(&self) -> Duration {
-        Duration::from_secs(if self.quick { 1 } else { 3 })
+        Duration::from_secs(if self.choice.quick { 1 } else { 3 })
     }
 
     /// Returns the size of the blob that a node has already.
     pub(crate) fn warm_bytes(&self) -> u64 {
-        if self.quick { 8 * MIB } else { 256 * MIB }
+        if self.choice.quick {
+            8 * MIB
+        } else {
+            256 * MIB
+        }
     }
 
     /// Returns the size of the blob that one node takes from another.
     pub(crate) fn copy_bytes(&self) -> u64 {
-        if self.quick { 64 * MIB } else { 1024 * MIB }
+        if self.choice.quick {
+            64 * MIB
+        } else {
+            1024 * MIB
+        }
     }
 }

@@ -92,14 +92,9 @@ async fn left(upstream: &Upstream) -> Result<u64> {
 
 fn figures(options: &Options, runs: &Runs<Crossing>) -> Vec<Figure> {
     let mebibytes = options.layer_bytes().iter().sum::<u64>() / MIB;
-    let figure = |what, value: fn(&Crossing) -> f64, unit, target| Figure {
-        work: format!("two zones at 80 ms, 4 nodes each, cold image {mebibytes} MiB"),
-        what,
-        sides: String::new(),
-        result: runs.spread(value),
-        unit,
-        target,
-        quality: runs.quality(),
+    let work = || format!("two zones at 80 ms, 4 nodes each, cold image {mebibytes} MiB");
+    let figure = |what, value: fn(&Crossing) -> f64, unit, target| {
+        Figure::alone(runs, (work(), what), (unit, value), target)
     };
     vec![
         figure(

@@ -10,7 +10,7 @@ use millrace_cluster_tests::load::discard::{Plan, discard};
 use millrace_cluster_tests::load::rate::requests_per_second;
 use millrace_cluster_tests::load::runs::{Runs, Turn};
 use millrace_cluster_tests::load::seed::{self, Blob};
-use millrace_cluster_tests::load::table::{Figure, Target, Unit, sides};
+use millrace_cluster_tests::load::table::{Figure, Target, Unit};
 use millrace_cluster_tests::node::Node;
 use millrace_cluster_tests::upstream::Upstream;
 
@@ -90,18 +90,8 @@ async fn rates(options: &Options, door: SocketAddr, blob: &Blob) -> Result<Rates
 }
 
 fn figures(options: &Options, runs: &Runs<(Rates, Rates)>) -> Vec<Figure> {
-    let figure = |work, what, unit, value: fn(&Rates) -> f64| Figure {
-        work,
-        what,
-        sides: sides(
-            unit,
-            runs.spread(|(member, _)| value(member)),
-            runs.spread(|(_, alone)| value(alone)),
-        ),
-        result: runs.spread(|(member, alone)| value(member) / value(alone)),
-        unit: Unit::Times,
-        target: AS_FAST,
-        quality: runs.quality(),
+    let figure = |work, what, unit, value: fn(&Rates) -> f64| {
+        Figure::ratio(runs, (work, what), (unit, value), AS_FAST)
     };
     let mebibytes = options.warm_bytes() / MIB;
     vec![

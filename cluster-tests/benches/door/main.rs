@@ -5,6 +5,7 @@
 //! version and the cipher that the client prefers. It judges against the targets but fails only when
 //! it could not measure, unless it is told to be strict.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use millrace_cluster_tests::component;
 use millrace_cluster_tests::http::Request;
 use millrace_cluster_tests::image::{Image, MANIFEST};
@@ -20,16 +21,18 @@ use millrace_cluster_tests::load::discard::{Plan, discard};
 use millrace_cluster_tests::load::nginx::Nginx;
 use millrace_cluster_tests::load::rate::{Load, Rate};
 use millrace_cluster_tests::load::runs::Runs;
-use millrace_cluster_tests::load::table::{Figure, Table, Target, Unit, sides};
-use millrace_cluster_tests::load::{meter, seed};
+use millrace_cluster_tests::load::table::{self, Figure, Target, Unit};
+use millrace_cluster_tests::load::{machine, meter, seed};
 use millrace_cluster_tests::node::{Node, NodeBuilder};
 use millrace_cluster_tests::pki::Pki;
 use millrace_cluster_tests::process::{free_address, run};
 use millrace_cluster_tests::upstream::Upstream;
 use tempfile::TempDir;
 
-/// The exit status of `--strict` when a target was missed.
-const MISSED: u8 = 2;
+use choice::{Choice, name_of};
+
+#[path = "../shared/choice.rs"]
+mod choice;
 
 const REPOSITORY: &str = "bench/image";
 const CONNECTIONS: usize = 32;
@@ -41,31 +44,37 @@ const STREAMS: usize = 4;
 #[derive(Debug, Parser)]
 #[command(name = "door")]
 struct Options {
+    #[command(flatten)]
+    choice: Choice<Row>,
     /// How many interleaved runs the medians are taken over.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
-    /// Run everything once with little data: shows that it works, its figures mean nothing.
-    #[arg(long)]
-    quick: bool,
-    /// End with status 2 when a target is missed.
-    #[arg(long)]
-    strict: bool,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
+}
+
+/// A part of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Row {
+    Passwords,
+    Tls,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&name_of(self))
+    }
 }
 
 impl Options {
     fn runs(&self) -> usize {
-        if self.quick { 1 } else { self.runs.into() }
+        self.choice.runs(self.runs)
     }
 
     fn duration(&self) -> Duration {
-        Duration::from_secs(if self.quick { 1 } else { 3 })
+        Duration::from_secs(if self.choice.quick { 1 } else { 3 })
     }
 
     fn blob_bytes(&self) -> u64 {
-        (if self.quick { 8 } else { 64 }) << 20
+        (if self.choice.quick { 8 } else { 64 }) << 20
     }
 }
 
@@ -73,28 +82,13 @@ impl Options {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let options = Options::parse();
-    match measure(&options).await {
-        Ok(table) => {
-            println!("{table}");
-            if options.strict && table.missed() {
-                return ExitCode::from(MISSED);
-            }
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("could not be measured: {error:?}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn measure(options: &Options) -> Result<Table> {
-    let mut table = Table::default();
-    let guarded = passwords(options).await?;
-    eprintln!("{}", Table::of(guarded.clone()));
-    table.extend(guarded);
-    table.extend(tls(options).await?);
-    Ok(table)
+    let (runs, note) = (options.runs(), options.choice.note());
+    println!("{runs} runs{note}\n{}", machine::describe());
+    let measure = async |row| match row {
+        Row::Passwords => passwords(&options).await,
+        Row::Tls => tls(&options).await,
+    };
+    table::measure_all(options.choice.rows(), options.choice.strict, measure).await
 }
 
 /// A manifest that is here already, with a password and without.
@@ -135,7 +129,7 @@ async fn passwords(options: &Options) -> Result<Vec<Figure>> {
             .await
     })
     .await?;
-    Ok(vec![figure(
+    Ok(vec![Figure::ratio(
         &runs,
         (
             format!("warm manifest by tag, {CONNECTIONS} connections"),
@@ -166,7 +160,6 @@ async fn tls(options: &Options) -> Result<Vec<Figure>> {
         process_id: nginx.process_id(),
     };
     let mut figures = handshakes(options, &ours, &rival).await?;
-    eprintln!("{}", Table::of(figures.clone()));
     figures.extend(warm_blob(options, (&ours, &blob.path), &rival).await?);
     Ok(figures)
 }
@@ -235,13 +228,13 @@ async fn handshakes(options: &Options, ours: &Server, rival: &Server) -> Result<
     let work = || format!("full TLS handshakes, {CONNECTIONS} connections");
     let per_handshake = |cost: &Cost| cost.cpu_seconds * 1e3 / (cost.rate.requests * cost.seconds);
     Ok(vec![
-        figure(
+        Figure::ratio(
             &runs,
             (work(), "rate / nginx"),
             (Unit::RequestsPerSecond, |cost: &Cost| cost.rate.requests),
             Target::AtLeast(0.9),
         ),
-        figure(
+        Figure::ratio(
             &runs,
             (work(), "CPU time each / nginx"),
             (Unit::Milliseconds, per_handshake),
@@ -272,7 +265,7 @@ async fn warm_blob(
     let per_gib =
         |cost: &Cost| cost.cpu_seconds * f64::from(1 << 30) / (cost.rate.bytes * cost.seconds);
     Ok(vec![
-        figure(
+        Figure::ratio(
             &runs,
             (work(), "rate / nginx static"),
             (Unit::MegabytesPerSecond, |cost: &Cost| {
@@ -280,33 +273,11 @@ async fn warm_blob(
             }),
             Target::AtLeast(0.9),
         ),
-        figure(
+        Figure::ratio(
             &runs,
             (work(), "CPU time / nginx static"),
             (Unit::CpuSecondsPerGib, per_gib),
             Target::None,
         ),
     ])
-}
-
-fn figure<T>(
-    runs: &Runs<(T, T)>,
-    (work, what): (String, &'static str),
-    (unit, value): (Unit, impl Fn(&T) -> f64),
-    target: Target,
-) -> Figure {
-    Figure {
-        work,
-        what,
-        sides: sides(
-            unit,
-            runs.spread(|(ours, _)| value(ours)),
-            runs.spread(|(_, rival)| value(rival)),
-        ),
-        // A quick run may be shorter than the clock's tick.
-        result: runs.spread(|(ours, rival)| value(ours) / value(rival).max(1e-6)),
-        unit: Unit::Times,
-        target,
-        quality: runs.quality(),
-    }
 }

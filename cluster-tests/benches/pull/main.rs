@@ -5,7 +5,7 @@
 //! targets but fails only when it could not measure, unless it is told to be strict.
 //!
 //! ```text
-//! options    the command line
+//! options    the command line; `choice` has what the tables have in common
 //! subject    what is measured: millrace, or the Docker registry in its place
 //! warm_blob, manifest, cold_blob, stampede, memory: the rows
 //! ```
@@ -19,6 +19,8 @@ use millrace_cluster_tests::load::machine;
 use millrace_cluster_tests::load::table::{self, Figure};
 use options::{Options, Row};
 
+#[path = "../shared/choice.rs"]
+mod choice;
 mod cold_blob;
 mod manifest;
 mod memory;
@@ -34,7 +36,7 @@ async fn main() -> ExitCode {
     let options = Options::parse();
     println!("{}\n{}", options.describe(), machine::describe());
     let measure = async |row| measure(row, &options).await;
-    table::measure_all(options.rows(), options.strict, measure).await
+    table::measure_all(options.choice.rows(), options.choice.strict, measure).await
 }
 
 async fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {

@@ -121,13 +121,8 @@ impl Content {
 }
 
 fn figure(work: &str, what: &'static str, runs: &Runs<u64>, limit_mebibytes: f64) -> Figure {
-    Figure {
-        work: format!("memory: {work}"),
-        what,
-        sides: String::new(),
-        result: runs.spread(|bytes| *bytes as f64 / MIB as f64),
-        unit: Unit::Mebibytes,
-        target: Target::AtMost(limit_mebibytes),
-        quality: runs.quality(),
-    }
+    let value = |bytes: &u64| *bytes as f64 / MIB as f64;
+    let work = format!("memory: {work}");
+    let target = Target::AtMost(limit_mebibytes);
+    Figure::alone(runs, (work, what), (Unit::Mebibytes, value), target)
 }

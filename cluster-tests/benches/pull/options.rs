@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::choice::{Choice, name_of};
+
 /// One mebibyte.
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -15,24 +17,14 @@ pub(crate) const SEED: u64 = 2;
 #[derive(Debug, Parser)]
 #[command(name = "pull")]
 pub(crate) struct Options {
-    /// Measure only this row; may be given several times.
-    #[arg(long = "row", value_name = "ROW")]
-    only: Vec<Row>,
+    #[command(flatten)]
+    pub(crate) choice: Choice<Row>,
     /// How many interleaved runs the medians are taken over.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
-    /// Run everything once with little data: shows that it works, its figures mean nothing.
-    #[arg(long)]
-    pub(crate) quick: bool,
-    /// End with status 2 when a target is missed.
-    #[arg(long)]
-    pub(crate) strict: bool,
     /// What is measured.
     #[arg(long, value_enum, default_value_t = SubjectKind::Millrace)]
     pub(crate) subject: SubjectKind,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// What stands in the place of the node.
@@ -64,62 +56,49 @@ pub(crate) enum Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = self.to_possible_value().expect("no row is hidden");
-        formatter.write_str(value.get_name())
+        formatter.write_str(&name_of(self))
     }
 }
 
 impl fmt::Display for SubjectKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = self.to_possible_value().expect("no subject is hidden");
-        formatter.write_str(value.get_name())
+        formatter.write_str(&name_of(self))
     }
 }
 
 impl Options {
-    /// Returns the rows to measure, in the order of the table.
-    pub(crate) fn rows(&self) -> Vec<Row> {
-        let all = Row::value_variants().iter().copied();
-        all.filter(|row| self.only.is_empty() || self.only.contains(row))
-            .collect()
-    }
-
     /// Returns how many runs a median is taken over.
     pub(crate) fn runs(&self) -> usize {
-        if self.quick {
-            return 1;
-        }
-        self.runs.into()
+        self.choice.runs(self.runs)
     }
 
     /// Says what is measured, in a line or two.
     pub(crate) fn describe(&self) -> String {
-        let note = if self.quick {
-            "\nQUICK: little data, one run; the figures mean nothing"
-        } else {
-            ""
-        };
-        let (subject, runs) = (self.subject, self.runs());
+        let (subject, runs, note) = (self.subject, self.runs(), self.choice.note());
         format!("subject {subject}, {runs} runs, seed {SEED}{note}")
     }
 
     /// Returns the size of the blob that is pulled warm and cold.
     pub(crate) fn blob_bytes(&self) -> u64 {
-        if self.quick { 8 * MIB } else { 256 * MIB }
+        if self.choice.quick {
+            8 * MIB
+        } else {
+            256 * MIB
+        }
     }
 
     /// Returns the size of the blob that 64 clients want at once.
     pub(crate) fn stampede_bytes(&self) -> u64 {
-        if self.quick { 4 * MIB } else { 64 * MIB }
+        if self.choice.quick { 4 * MIB } else { 64 * MIB }
     }
 
     /// Returns how long requests are counted.
     pub(crate) fn rate_duration(&self) -> Duration {
-        Duration::from_secs(if self.quick { 1 } else { 2 })
+        Duration::from_secs(if self.choice.quick { 1 } else { 2 })
     }
 
     /// Returns the number of streams at once of which memory is measured.
     pub(crate) fn streams(&self) -> usize {
-        if self.quick { 100 } else { 1000 }
+        if self.choice.quick { 100 } else { 1000 }
     }
 }

@@ -11,7 +11,7 @@ use millrace_cluster_tests::upstream::Upstream;
 use crate::options::{MIB, Options, SEED};
 use crate::subject::{REPOSITORY, Subject};
 use millrace_cluster_tests::load::runs::Runs;
-use millrace_cluster_tests::load::table::{Figure, Target, Unit, sides};
+use millrace_cluster_tests::load::table::{Figure, Target, Unit};
 
 /// How often one client fetches the blob in a run: CPU time is counted in hundredths of a second,
 /// so a run should take a whole one. Many clients fetch it once each.
@@ -91,32 +91,17 @@ fn figures(work: &str, runs: &Runs<(Cost, Cost)>) -> Vec<Figure> {
     let rate = |cost: &Cost| cost.bytes_per_second / 1e6;
     let cpu = |cost: &Cost| cost.cpu_seconds_per_gib;
     vec![
-        Figure {
-            work: work.to_owned(),
-            what: "rate / nginx static",
-            sides: sides(
-                Unit::MegabytesPerSecond,
-                runs.spread(|(ours, _)| rate(ours)),
-                runs.spread(|(_, rival)| rate(rival)),
-            ),
-            result: runs.spread(|(ours, rival)| rate(ours) / rate(rival)),
-            unit: Unit::Times,
-            target: Target::AtLeast(1.0),
-            quality: runs.quality(),
-        },
-        Figure {
-            work: work.to_owned(),
-            what: "CPU time / nginx static",
-            sides: sides(
-                Unit::CpuSecondsPerGib,
-                runs.spread(|(ours, _)| cpu(ours)),
-                runs.spread(|(_, rival)| cpu(rival)),
-            ),
-            // A quick run may be shorter than the clock's tick.
-            result: runs.spread(|(ours, rival)| cpu(ours) / cpu(rival).max(1e-3)),
-            unit: Unit::Times,
-            target: Target::AtMost(1.2),
-            quality: runs.quality(),
-        },
+        Figure::ratio(
+            runs,
+            (work.to_owned(), "rate / nginx static"),
+            (Unit::MegabytesPerSecond, rate),
+            Target::AtLeast(1.0),
+        ),
+        Figure::ratio(
+            runs,
+            (work.to_owned(), "CPU time / nginx static"),
+            (Unit::CpuSecondsPerGib, cpu),
+            Target::AtMost(1.2),
+        ),
     ]
 }

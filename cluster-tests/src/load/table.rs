@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::runs::{Quality, Spread};
+use super::runs::{Quality, Runs, Spread};
 
 /// What a figure is counted in.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +97,47 @@ pub struct Figure {
 }
 
 impl Figure {
+    /// A figure of ours alone.
+    pub fn alone<T>(
+        runs: &Runs<T>,
+        (work, what): (String, &'static str),
+        (unit, value): (Unit, impl Fn(&T) -> f64),
+        target: Target,
+    ) -> Self {
+        Self {
+            work,
+            what,
+            sides: String::new(),
+            result: runs.spread(value),
+            unit,
+            target,
+            quality: runs.quality(),
+        }
+    }
+
+    /// How many times the rival's ours is; both sides are shown in `unit`.
+    pub fn ratio<T>(
+        runs: &Runs<(T, T)>,
+        (work, what): (String, &'static str),
+        (unit, value): (Unit, impl Fn(&T) -> f64),
+        target: Target,
+    ) -> Self {
+        Self {
+            work,
+            what,
+            sides: sides(
+                unit,
+                runs.spread(|(ours, _)| value(ours)),
+                runs.spread(|(_, rival)| value(rival)),
+            ),
+            // A quick run may be shorter than the clock's tick.
+            result: runs.spread(|(ours, rival)| value(ours) / value(rival).max(1e-6)),
+            unit: Unit::Times,
+            target,
+            quality: runs.quality(),
+        }
+    }
+
     fn is_missed(&self) -> bool {
         !self.quality.is_void && self.target.is_missed(self.result.median)
     }
