@@ -329,9 +329,8 @@ impl Puller {
         deadline: Instant,
     ) -> Result<Waiter, PullError> {
         let fillers = &self.inner.fillers;
-        let joined = fillers
-            .table
-            .join(digest, std::slice::from_ref(origin), Rank::Node);
+        let origins = std::slice::from_ref(origin);
+        let joined = fillers.table.join(digest, origins, Rank::Node, |_| ());
         if let Some(far) = joined.begun {
             fillers.start(&joined.waiter.transfer, far);
         }

@@ -119,6 +119,7 @@ async fn ask_all(peers: &Peers, peer: NodeId, said: &Record, blob: Digest, manif
                     role,
                     origins: origins.clone(),
                     zone: "a".to_owned(),
+                    have: 0,
                 };
                 let mut news = peers.open(peer, question).await.expect("it answers");
                 said.answer(&news.next().await);

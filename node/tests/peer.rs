@@ -33,6 +33,7 @@ fn open(digest: Digest) -> OpenBlob {
         role: Role::Owner,
         origins: vec![origin()],
         zone: "a".to_owned(),
+        have: 0,
     }
 }
 

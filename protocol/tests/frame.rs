@@ -44,6 +44,7 @@ fn golden_questions() -> Vec<Question> {
             role: Role::Owner,
             origins: vec![origin()],
             zone: "fra1".into(),
+            have: 300,
         }),
         Question::Read(ReadChunks {
             digest: digest(),
@@ -116,6 +117,7 @@ fn golden_answers() -> Vec<Answer> {
             Holding::No,
             Holding::Whole,
             Holding::Fetching { asked: true },
+            Holding::Part { chunks: 300 },
         ]),
         Answer::Refused(Refusal::NotFound(origin())),
         Answer::Refused(Refusal::Denied(origin(), 403)),
@@ -241,6 +243,7 @@ fn questions_keep_their_bounds() {
             role: Role::Home,
             origins: vec![origin(); origins],
             zone: "z".repeat(zone),
+            have: u32::MAX,
         })
     };
     assert!(frame::encode(&open(MAX_ORIGINS, MAX_NAME_BYTES)).is_ok());
@@ -405,13 +408,14 @@ fn any_tag() -> impl Strategy<Value = millrace_protocol::oci::Tag> {
 fn any_question() -> impl Strategy<Value = Question> {
     let origins = || vec(any_origin(), 0..MAX_ORIGINS);
     prop_oneof![
-        (any_digest(), any_role(), origins(), ".{0,60}").prop_map(
-            |(digest, role, origins, zone)| {
+        (any_digest(), any_role(), origins(), ".{0,60}", any::<u32>()).prop_map(
+            |(digest, role, origins, zone, have)| {
                 Question::Open(OpenBlob {
                     digest,
                     role,
                     origins,
                     zone,
+                    have,
                 })
             }
         ),
@@ -517,6 +521,7 @@ fn any_holding() -> impl Strategy<Value = Holding> {
         Just(Holding::No),
         Just(Holding::Whole),
         any::<bool>().prop_map(|asked| Holding::Fetching { asked }),
+        any::<u32>().prop_map(|chunks| Holding::Part { chunks }),
     ]
 }
 

@@ -74,6 +74,7 @@ async fn receive_chunks(
         role: Role::Holder,
         origins: Vec::new(),
         zone: String::new(),
+        have: 0,
     };
     let mut news = peers.open(sender, question).await?;
     let Some(BlobNews::Opened { size, .. }) = news.next().await? else {

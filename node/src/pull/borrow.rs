@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::error::PullError;
 use super::fill::Halt;
-use super::neighbours::{HOPS_PATIENCE, Hop, Neighbours};
+use super::neighbours::{HOPS_PATIENCE, Hop, MAX_HOPS, Neighbours};
 use super::rank::Rank;
 use super::sink::Sink;
 use super::take::{Ended, Take};
@@ -37,17 +37,8 @@ impl Borrow<'_> {
     /// # Cancel safety
     /// Dropping the future loses the chunks that were not written yet.
     pub(super) async fn run(self, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
-        let key = Key::of_digest(&self.transfer.digest);
-        let deadline = Instant::now() + HOPS_PATIENCE;
-        loop {
-            let rank = self.neighbours.rank(key, self.transfer.rank());
-            self.transfer.raise(rank);
-            let hops = self.neighbours.hops(key, rank);
-            match self.follow(&hops, rank, deadline, far).await? {
-                Ended::Complete => return Ok(true),
-                Ended::PassedOver => break,
-                Ended::Raised => {}
-            }
+        if self.follow(far).await? {
+            return Ok(true);
         }
         // The intent is recorded before anybody is asked, so that of two nodes that mean to fetch
         // the same one sees the other's.
@@ -55,38 +46,63 @@ impl Borrow<'_> {
         self.take_from_holders(far).await
     }
 
-    /// Tries hops until one has supplied what is missing.
-    async fn follow(
-        self,
-        hops: &[Hop],
-        rank: Rank,
-        deadline: Instant,
-        far: &mut mpsc::Receiver<u64>,
-    ) -> Result<Ended, PullError> {
-        for hop in hops {
-            if Instant::now() >= deadline || self.transfer.candidates().are_exhausted() {
+    /// Follows hops until one has supplied what is missing. Returns whether one has.
+    ///
+    /// Each is chosen in the view of its moment: when the home dies in the middle of a blob, its
+    /// takers meet again at the next one. Only time without a byte counts against the hops.
+    async fn follow(self, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
+        let key = Key::of_digest(&self.transfer.digest);
+        let mut passed_over: Vec<Hop> = Vec::new();
+        let mut in_vain = 0;
+        let mut deadline = Instant::now() + HOPS_PATIENCE;
+        while in_vain < MAX_HOPS && Instant::now() < deadline {
+            let rank = self.neighbours.rank(key, self.transfer.rank());
+            self.transfer.raise(rank);
+            let mut hops = self.neighbours.hops(key, rank).into_iter();
+            let Some(hop) = hops.find(|hop| !passed_over.contains(hop)) else {
+                break;
+            };
+            if self.transfer.candidates().are_exhausted() {
                 break;
             }
-            match self.through(*hop, rank, far).await? {
-                Ended::PassedOver => {}
-                ended => return Ok(ended),
+            let before = self.transfer.state().written_bytes();
+            match self.through(hop, rank, far).await? {
+                Ended::Complete => return Ok(true),
+                Ended::Raised => {}
+                Ended::PassedOver => passed_over.push(hop),
+            }
+            in_vain += 1;
+            if self.transfer.state().written_bytes() > before {
+                in_vain = 0;
+                deadline = Instant::now() + HOPS_PATIENCE;
             }
         }
-        Ok(Ended::PassedOver)
+        Ok(false)
     }
 
+    /// Takes what is missing from members that have all of it, else follows one that fetches it,
+    /// else takes what others had got when whom they took it from was gone.
     async fn take_from_holders(self, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
         let digest = &self.transfer.digest;
         let mut search = self.neighbours.search(digest, Purpose::Fetch);
+        if self.transfer.state().was_begun() {
+            search = search.for_parts();
+        }
         while let Some(peer) = search.next().await {
             if self.through_holder(peer, far).await? {
                 return Ok(true);
             }
         }
-        match search.fetching() {
-            Some(peer) => self.through_holder(peer, far).await,
-            None => Ok(false),
+        if let Some(peer) = search.fetching() {
+            return self.through_holder(peer, far).await;
         }
+        for part in search.parts() {
+            let is_more = part.chunks as usize > self.transfer.state().chain.len();
+            if is_more && self.through_holder(part.peer, far).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn through_holder(

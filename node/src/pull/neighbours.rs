@@ -28,9 +28,14 @@ use super::follow::Follower;
 use super::metrics::{HoldingsGauges, HopMetrics};
 use super::rank::Rank;
 
-/// How long hops are tried before this node goes on alone. One that says that it is working is
-/// waited for; this bounds how long dead ones can hold up a pull.
+pub(super) use holders::{Part, Whom};
+
+/// How long hops are tried, since one last brought a byte, before this node goes on alone. One that
+/// says that it is working is waited for; this bounds how long dead ones can hold up a pull.
 pub(super) const HOPS_PATIENCE: Duration = Duration::from_secs(8);
+
+/// Most hops that are tried one after another without a byte: two owners, two homes.
+pub(super) const MAX_HOPS: usize = 4;
 
 /// How long a node that stated wrong content is not asked for content.
 const DISTRUST: Duration = Duration::from_secs(300);

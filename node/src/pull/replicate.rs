@@ -105,6 +105,7 @@ impl Replicas {
             role: Role::Owner,
             origins,
             zone: self.neighbours.view().zone().to_owned(),
+            have: 0,
         };
         let mut news = self.neighbours.peers.open(peer, question).await?;
         // As long as this node listens the other one has a reason to pull.

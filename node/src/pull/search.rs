@@ -6,7 +6,7 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::Purpose;
 
-use super::neighbours::Neighbours;
+use super::neighbours::{Neighbours, Part, Whom};
 
 /// A search for holders of one content; each is tried before the next is looked for.
 #[derive(Debug)]
@@ -14,10 +14,12 @@ pub(super) struct Search<'a> {
     neighbours: &'a Neighbours,
     digest: Digest,
     purpose: Purpose,
+    whom: Whom,
     /// Holders to try, the best first.
     found: VecDeque<NodeId>,
     asked: bool,
     fetching: Option<NodeId>,
+    parts: Vec<Part>,
 }
 
 impl<'a> Search<'a> {
@@ -26,10 +28,18 @@ impl<'a> Search<'a> {
             neighbours,
             digest: *digest,
             purpose,
+            whom: Whom::InDoubt,
             found: neighbours.told(digest).into(),
             asked: false,
             fetching: None,
+            parts: Vec::new(),
         }
+    }
+
+    /// Asks everybody, so that also those are found who have only a part.
+    pub(super) fn for_parts(mut self) -> Self {
+        self.whom = Whom::All;
+        self
     }
 
     /// Returns the next holder to try; `None` when no other is known.
@@ -39,9 +49,11 @@ impl<'a> Search<'a> {
     pub(super) async fn next(&mut self) -> Option<NodeId> {
         if self.found.is_empty() && !self.asked {
             self.asked = true;
-            let holders = self.neighbours.ask(&self.digest, self.purpose).await;
+            let holders = self.neighbours.ask(&self.digest, self.purpose, self.whom);
+            let holders = holders.await;
             self.found = holders.whole.into();
             self.fetching = holders.fetching;
+            self.parts = holders.parts;
         }
         self.found.pop_front()
     }
@@ -50,5 +62,11 @@ impl<'a> Search<'a> {
     /// is no further holder.
     pub(super) fn fetching(&self) -> Option<NodeId> {
         self.fetching
+    }
+
+    /// Returns who has the beginning of it, the longest first; of those who were asked, and known
+    /// when there is no further holder.
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
     }
 }

@@ -203,7 +203,10 @@ impl Shared {
             if asked || transfer.rank() == Rank::Home {
                 Holding::Fetching { asked }
             } else {
-                Holding::No
+                match transfer.state().checked_chunks() {
+                    0 => Holding::No,
+                    chunks => Holding::Part { chunks },
+                }
             }
         };
         digests.iter().map(holding).collect()

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::error::PullError;
 use super::origin::Origin;
 use super::rank::Rank;
-use super::transfer::{Phase, Transfer, Waiter};
+use super::transfer::{Phase, State, Transfer, Waiter};
 
 /// The in-flight table; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -26,10 +26,18 @@ pub(super) struct Joined {
 }
 
 impl Table {
-    /// Joins the transfer of a digest, raising it to `rank`, or enters a new one.
-    pub(super) fn join(&self, digest: &Digest, origins: &[Origin], rank: Rank) -> Joined {
+    /// Joins the transfer of a digest, raising it to `rank`, or enters a new one. `prepare` changes
+    /// its state before it acts in that rank.
+    pub(super) fn join(
+        &self,
+        digest: &Digest,
+        origins: &[Origin],
+        rank: Rank,
+        prepare: impl FnOnce(&mut State),
+    ) -> Joined {
         let mut transfers = self.transfers.lock();
         if let Some(transfer) = transfers.get(digest) {
+            transfer.change(prepare);
             transfer.raise(rank);
             return Joined {
                 waiter: transfer.join(origins),
@@ -37,6 +45,7 @@ impl Table {
             };
         }
         let (transfer, far) = Transfer::new(*digest, rank);
+        transfer.change(prepare);
         let waiter = transfer.join(origins);
         transfers.insert(*digest, transfer);
         Joined {

@@ -86,6 +86,7 @@ impl Take<'_> {
             role: hop.role,
             origins: self.transfer.candidates().origin_names(),
             zone: self.neighbours.view().zone().to_owned(),
+            have: self.transfer.state().checked_chunks(),
         };
         let opened = self.neighbours.peers.open(hop.peer, question).await;
         let mut news = match opened {

@@ -67,6 +67,8 @@ pub(super) struct State {
     pub(super) far: FarChunks,
     /// Who is asked for bytes now.
     pub(super) supply: Supply,
+    /// Another node that asked for it had some already: others may have more than is here.
+    pub(super) begun_elsewhere: bool,
     /// What the blob was fetched as, as far as peers that supplied it say.
     pub(super) provenance: Vec<Provenance>,
     /// Keeps a blob that was found in the store from eviction.
@@ -148,6 +150,11 @@ impl Transfer {
         *self.rank.borrow()
     }
 
+    /// Whether the bytes come from other nodes, if they come: nobody should wait for them here.
+    pub(super) fn waits_for_others(&self) -> bool {
+        self.rank() < Rank::Home && self.state().supply != Supply::Upstream
+    }
+
     /// Lets the transfer act in at least this rank from now on.
     pub(super) fn raise(&self, rank: Rank) {
         self.rank.send_if_modified(|known| {
@@ -207,11 +214,7 @@ impl Transfer {
 
     pub(super) fn status(&self) -> TransferStatus {
         let state = self.state();
-        let written: u64 = state
-            .written
-            .iter()
-            .map(|range| range.end - range.start)
-            .sum();
+        let written = state.written_bytes();
         let window = state.window.as_ref();
         let relayed = window.map_or(0, |window| window.passed().end - window.passed().start);
         TransferStatus {
@@ -258,6 +261,21 @@ impl State {
             }
             Phase::Opening | Phase::Failed(_) => false,
         }
+    }
+
+    /// Whether some of the blob has been fetched before, by this node or by another that asked.
+    pub(super) fn was_begun(&self) -> bool {
+        self.begun_elsewhere || !self.written.is_empty()
+    }
+
+    pub(super) fn written_bytes(&self) -> u64 {
+        let lengths = self.written.iter().map(|range| range.end - range.start);
+        lengths.sum()
+    }
+
+    /// Returns how many chunks, from the first on, are here and can be checked by others.
+    pub(super) fn checked_chunks(&self) -> u32 {
+        u32::try_from(self.chain.len()).unwrap_or(u32::MAX)
     }
 
     /// Claims the next stretch to fetch; `None` when everything is here or on its way.

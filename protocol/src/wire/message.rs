@@ -99,6 +99,9 @@ pub struct OpenBlob {
     pub origins: Vec<OriginName>,
     /// The asker's zone: it is sent to sources of that zone.
     pub zone: String,
+    /// How many chunks, from the first on, the asker has and has checked. Not 0 when it was left by
+    /// whom it took them from: then others may have more of them than the other node has.
+    pub have: u32,
 }
 
 /// Asks for chunks that the other node has, or is about to have.
@@ -317,6 +320,11 @@ pub enum Holding {
     Fetching {
         /// Whether the upstream has already been asked.
         asked: bool,
+    },
+    /// It takes it from other nodes, and can give so many chunks, from the first on, at once.
+    Part {
+        /// At least 1.
+        chunks: u32,
     },
 }
 

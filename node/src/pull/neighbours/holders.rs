@@ -2,6 +2,7 @@
 //!
 //! Whom it takes to ask is decided here; in which order holders are tried is `search`'s.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -36,6 +37,25 @@ pub(in crate::pull) struct Holders {
     pub(in crate::pull) whole: Vec<NodeId>,
     /// A member that this node has to follow, because it fetches the same from an upstream.
     pub(in crate::pull) fetching: Option<NodeId>,
+    /// Members that have the beginning, the longest first.
+    pub(in crate::pull) parts: Vec<Part>,
+}
+
+/// The beginning of a blob, at a member that takes it from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pull) struct Part {
+    pub(in crate::pull) peer: NodeId,
+    /// How many chunks, from the first on.
+    pub(in crate::pull) chunks: u32,
+}
+
+/// Who is asked for holders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::pull) enum Whom {
+    /// Those whose word does not say that they have not and do not fetch it.
+    InDoubt,
+    /// Everybody: parts are not told.
+    All,
 }
 
 impl Neighbours {
@@ -59,15 +79,21 @@ impl Neighbours {
         told
     }
 
-    /// Asks the members that have not told it whether they have `digest`.
+    /// Asks members whether they have `digest`.
     ///
     /// # Cancel safety
     /// Dropping the future ends the questions.
-    pub(in crate::pull) async fn ask(&self, digest: &Digest, purpose: Purpose) -> Holders {
+    pub(in crate::pull) async fn ask(
+        &self,
+        digest: &Digest,
+        purpose: Purpose,
+        whom: Whom,
+    ) -> Holders {
         let view = self.view();
         let key = Key::of_digest(digest);
-        let asked = self.usable(&view);
-        let asked = asked.filter(|member| self.has_to_be_asked(&view, &member.id, key, purpose));
+        let asked = self.usable(&view).filter(|member| {
+            whom == Whom::All || self.has_to_be_asked(&view, &member.id, key, purpose)
+        });
         let questions: Vec<_> = asked.map(|member| (member, vec![*digest])).collect();
         self.metrics.count_search(match questions.is_empty() {
             true => Answered::Known,
@@ -81,10 +107,16 @@ impl Neighbours {
                 Some(Holding::Fetching { asked }) if *asked || peer < view.me() => {
                     holders.fetching = Some(peer);
                 }
+                Some(Holding::Part { chunks }) => holders.parts.push(Part {
+                    peer,
+                    chunks: *chunks,
+                }),
                 _ => {}
             }
         }
         self.keep_best(&view, &mut holders.whole);
+        holders.parts.sort_by_key(|part| Reverse(part.chunks));
+        holders.parts.truncate(MAX_HOLDERS);
         holders
     }
 
@@ -112,6 +144,7 @@ impl Neighbours {
                 role: Role::Holder,
                 origins: Vec::new(),
                 zone: self.view().zone().to_owned(),
+                have: 0,
             };
             let Ok(mut news) = self.peers.open(peer, question).await else {
                 continue;

@@ -6,20 +6,21 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use millrace_protocol::chunk::{self, ChainValue};
 use millrace_protocol::node_id::NodeId;
-use millrace_protocol::wire::message::{BlobNews, MAX_CHAIN_VALUES, OpenBlob, Refusal};
+use millrace_protocol::wire::message::{BlobNews, MAX_CHAIN_VALUES, OpenBlob, Refusal, Role};
 use tokio::sync::watch;
 
 use crate::pull::chains::{Chain, ChainPhase};
 use crate::pull::origin::Origin;
 use crate::pull::rank::Rank;
 use crate::pull::refusal;
-use crate::pull::transfer::{Phase, State, Supply, Waiter};
+use crate::pull::transfer::{Phase, State, Transfer, Waiter};
 use crate::store::{BlobFile, Provenance};
 
 use super::Shared;
 use super::takers::Place;
 
-/// Tells a node about a blob until it has all, then stays silent until the node leaves.
+/// Tells a node about a blob until it has all, then stays silent until the node leaves. Of a blob
+/// that this node waits for others for, it tells only what is here, and then ends.
 pub(super) fn tell(
     shared: Arc<Shared>,
     from: NodeId,
@@ -34,7 +35,7 @@ pub(super) fn tell(
         match asked.open().await {
             Ok((news, telling)) => {
                 let rest = stream::unfold(telling, |mut telling| async move {
-                    let news = telling.next().await;
+                    let news = telling.next().await?;
                     Some((news, telling))
                 });
                 stream::once(async { Ok(news) }).chain(rest).boxed()
@@ -61,6 +62,12 @@ impl Asked {
             return Ok(self.stored(blob).await);
         }
         let origins = self.shared.origins(&self.question.origins);
+        if self.question.role == Role::Holder
+            && let Some(transfer) = inner.fillers.table.get(digest)
+            && transfer.waits_for_others()
+        {
+            return part_of(&transfer, &origins).ok_or(Refusal::Absent);
+        }
         let waiter = self.join(&origins)?;
         let refuse = |error| refusal::refusal(origins.first(), &error);
         waiter.confirmed().await.map_err(refuse)?;
@@ -87,18 +94,15 @@ impl Asked {
         let digest = &self.question.digest;
         let Some(rank) = Rank::of(self.question.role) else {
             let transfer = fillers.table.get(digest).ok_or(Refusal::Absent)?;
-            // Who waits for others itself is nobody to wait for.
-            let asks = transfer.state().supply == Supply::Upstream;
-            if !asks && transfer.rank() < Rank::Home {
-                return Err(Refusal::Absent);
-            }
             return Ok(transfer.join(&[]));
         };
         if let Some(origin) = origins.first() {
             let refused = fillers.negative.check(origin, &digest.to_string());
             refused.map_err(|error| refusal::refusal(Some(origin), &error))?;
         }
-        let joined = fillers.table.join(digest, origins, rank);
+        let begun = self.question.have > 0;
+        let prepare = |state: &mut State| state.begun_elsewhere |= begun;
+        let joined = fillers.table.join(digest, origins, rank, prepare);
         if let Some(far) = joined.begun {
             fillers.start(&joined.waiter.transfer, far);
         }
@@ -126,14 +130,43 @@ impl Asked {
         let telling = Telling {
             content,
             told: 0,
-            values: usize::try_from(chunk::count(size))
-                .unwrap_or(0)
-                .saturating_sub(1),
+            values: chain_length(size),
             told_whole: false,
-            _place: place,
+            _place: Some(place),
         };
         (news, telling)
     }
+}
+
+/// Returns news of the chunks that are here of a blob which comes from others; `None` if there are
+/// none. Nobody is sent to those who take it from this node: they have less.
+fn part_of(transfer: &Transfer, origins: &[Origin]) -> Option<(BlobNews, Telling)> {
+    let state = transfer.state();
+    let values = chain_length(state.size?);
+    let chain: Vec<ChainValue> = state.chain.iter().take(values).cloned().collect();
+    if chain.is_empty() || state.failure().is_some() || state.window.is_some() {
+        return None;
+    }
+    let provenance = provenance(&state, origins);
+    let news = BlobNews::Opened {
+        size: state.size?,
+        provenance: provenance.iter().map(refusal::name_of).collect(),
+        sources: Vec::new(),
+    };
+    let telling = Telling {
+        values: chain.len(),
+        content: Content::Part(chain),
+        told: 0,
+        told_whole: false,
+        _place: None,
+    };
+    Some((news, telling))
+}
+
+/// Returns how many values there are to tell: one for each chunk but the last.
+fn chain_length(size: u64) -> usize {
+    let chunks = usize::try_from(chunk::count(size)).unwrap_or(0);
+    chunks.saturating_sub(1)
 }
 
 /// Returns what a growing blob is being fetched as.
@@ -159,36 +192,39 @@ enum Content {
         waiter: Waiter,
         watch: watch::Receiver<State>,
     },
+    /// The values of the chunks that are here.
+    Part(Vec<ChainValue>),
 }
 
 struct Telling {
     content: Content,
     /// How many values were told.
     told: usize,
-    /// How many there are to tell: one for each chunk but the last.
+    /// How many there are to tell.
     values: usize,
     told_whole: bool,
-    _place: Place,
+    _place: Option<Place>,
 }
 
 impl Telling {
-    /// Returns the next news; waits for ever when there are none.
-    async fn next(&mut self) -> Result<BlobNews, Refusal> {
+    /// Returns the next news; waits for ever when there are none but of a part, which ends.
+    async fn next(&mut self) -> Option<Result<BlobNews, Refusal>> {
         if self.told_whole {
             return std::future::pending().await;
         }
         let (told, values) = (self.told, self.values);
         let news = match &mut self.content {
-            Content::Stored { chain, .. } => next_of_stored(chain, told, values).await?,
+            Content::Stored { chain, .. } => next_of_stored(chain, told, values).await,
             Content::Growing { waiter, watch } => {
-                next_of_growing(waiter, watch, told, values).await?
+                next_of_growing(waiter, watch, told, values).await
             }
+            Content::Part(chain) => Ok(part(chain, told, values)?),
         };
         match &news {
-            BlobNews::Chain { values, .. } => self.told += values.len(),
+            Ok(BlobNews::Chain { values, .. }) => self.told += values.len(),
             _ => self.told_whole = true,
         }
-        Ok(news)
+        Some(news)
     }
 }
 

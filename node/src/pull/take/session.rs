@@ -1,7 +1,11 @@
 //! One blob that was opened at one hop, until all of it is here or the hop is passed over.
 //!
 //! Four things go on at a time: news of the hop, the next chunk of a source, the writes of
-//! those before it, and what `lanes` takes for readers far ahead.
+//! those before it, and what `lanes` takes for readers far ahead. This file waits for them and
+//! decides what is next; what follows from news is in `news`, from chunks in `arrivals`.
+
+mod arrivals;
+mod news;
 
 use std::time::Duration;
 
@@ -20,12 +24,10 @@ use crate::pull::error::PullError;
 use crate::pull::fill::Halt;
 use crate::pull::neighbours::Hop;
 use crate::pull::pending::{resolve, sleep_until};
-use crate::pull::relay::relay;
-use crate::pull::sink::{Checked, Taken};
 use crate::pull::transfer::State;
 
-use super::lanes::{Claimed, LaneEvent, Lanes};
-use super::writes::{self, Chunk, Writes};
+use super::lanes::{Claimed, Lanes};
+use super::writes::{self, Writes};
 use super::{Ended, STALLED, Take, range};
 
 /// Chunks that one take, without its far lanes, holds in memory at most: one that arrives, those
@@ -50,6 +52,8 @@ pub(super) struct Session<'a> {
     /// The stretch that is taken in order; what is not here and in no segment comes next.
     stretch: Option<Claimed<'a>>,
     lanes: Lanes<'a>,
+    /// From which chunk on the hop gives nothing: the number of chunks, but where it has a part only.
+    end: u32,
     /// The chain as the hop states it, from the first chunk on.
     chain: watch::Sender<Vec<ChainValue>>,
     reading: Option<Reading>,
@@ -88,6 +92,7 @@ impl<'a> Session<'a> {
             began: Instant::now(),
             taking,
             stretch: None,
+            end: chunks,
             lanes: Lanes::new(take, hop, size, chain.subscribe()),
             chain,
             reading: None,
@@ -169,8 +174,13 @@ impl<'a> Session<'a> {
     /// Returns what to do next. A chunk that has arrived and is not written yet is still missing
     /// for `taking`, so nothing new is asked for before it is.
     fn poll(&mut self) -> Step {
-        if self.taking.reading().is_none() && (!self.writes.are_done() || !self.aim()) {
-            return Step::Wait(None);
+        if self.taking.reading().is_none() {
+            if !self.writes.are_done() || !self.aim() {
+                return Step::Wait(None);
+            }
+            if self.is_past_end() {
+                return Step::Exhausted;
+            }
         }
         self.taking.poll(self.began.elapsed())
     }
@@ -190,9 +200,16 @@ impl<'a> Session<'a> {
         self.stretch.is_some() || self.taking.is_complete()
     }
 
-    /// Ends the running read where another lane has begun.
+    /// Whether the next chunk is none that the hop has.
+    fn is_past_end(&self) -> bool {
+        let stretch = self.stretch.as_ref();
+        stretch.is_some_and(|stretch| stretch.chunks().start >= self.end)
+    }
+
+    /// Ends the running read where another lane has begun, or the hop has no more.
     fn end_read_at_stretch(&mut self) {
-        if self.stretch.as_ref().is_none_or(Claimed::is_over) && self.taking.reading().is_some() {
+        let is_over = self.stretch.as_ref().is_none_or(Claimed::is_over);
+        if (is_over || self.is_past_end()) && self.taking.reading().is_some() {
             self.reading = None;
             self.writes.clear_waiting();
             self.taking.handle_done();
@@ -231,110 +248,14 @@ impl<'a> Session<'a> {
         None
     }
 
-    /// Gives up a hop that contradicts itself.
-    fn contradicted(&self, how: &'static str) -> Ended {
-        tracing::warn!(peer.id = %self.hop.peer.short(), "{how}");
-        self.take.neighbours.distrust(self.hop.peer);
-        Ended::PassedOver
-    }
-
-    /// Returns how many values lead from the first chunk to the last one.
-    fn chain_length(&self) -> usize {
-        (self.chunks().max(1) - 1) as usize
-    }
-
     fn chunks(&self) -> u32 {
         u32::try_from(chunk::count(self.size)).unwrap_or(u32::MAX)
     }
 
-    /// Reads from the sources that the hop names, at last from the hop itself.
-    fn use_sources(&mut self, mut sources: Vec<NodeId>) {
-        let neighbours = self.take.neighbours;
-        let me = neighbours.view().me();
-        sources.retain(|source| *source != me && *source != self.hop.peer);
-        sources.retain(|source| neighbours.is_trusted(source));
-        sources.push(self.hop.peer);
-        self.taking.handle_sources(sources);
-    }
-
-    /// Takes over news. Returns how the session ends if it does.
-    fn handle_news(&mut self, news: Result<Option<BlobNews>, PeerError>) -> Option<Ended> {
-        match news {
-            Ok(Some(BlobNews::Chain { first, values })) => {
-                let before = self.chained();
-                let expected = u32::try_from(before) == Ok(first);
-                self.chain.send_modify(|chain| chain.extend(values));
-                if self.writes.are_waiting() {
-                    self.heard = Instant::now();
-                }
-                if !expected || self.chained() > self.chain_length() {
-                    return Some(self.contradicted("its chain does not go with its size"));
-                }
-                // Which of two hops is wrong shows the digest only.
-                (!self.agrees_with_own(before)).then(|| {
-                    tracing::warn!(peer.id = %self.hop.peer.short(), "it states another chain");
-                    Ended::PassedOver
-                })
-            }
-            Ok(Some(BlobNews::Sources(sources))) => {
-                self.use_sources(sources);
-                None
-            }
-            Ok(Some(BlobNews::Whole)) => (self.chained() < self.chain_length())
-                .then(|| self.contradicted("it has the whole and tells no chain of it")),
-            Ok(Some(BlobNews::Opened { .. })) => Some(Ended::PassedOver),
-            Ok(None) => {
-                self.news = None;
-                // Without the values nothing more can be checked.
-                let has_all = self.chained() >= self.chain_length();
-                (!has_all).then_some(Ended::PassedOver)
-            }
-            Err(error) => Some(self.take.passed_over(self.hop, &error)),
-        }
-    }
-
-    /// Returns how many values the hop has stated.
-    fn chained(&self) -> usize {
-        self.chain.borrow().len()
-    }
-
-    /// Whether the stated chain, from its `first` value on, is the one of the bytes that are here.
-    fn agrees_with_own(&self, first: usize) -> bool {
-        let state = self.take.transfer.state();
-        let stated = self.chain.borrow();
-        let own = state.chain.iter().skip(first);
-        own.zip(stated.iter().skip(first))
-            .all(|(own, stated)| own == stated)
-    }
-
-    /// Shows how far the bytes here, also those that came ahead of the chain, lead to the values
-    /// that the hop has stated.
-    ///
-    /// # Errors
-    /// What came ahead of the chain does not.
-    fn confirm(&self) -> Result<(), Halt> {
-        let Take { transfer, sink, .. } = self.take;
-        let stated = self.chain.borrow();
-        let contradicted = transfer.change(|state| {
-            let agreed = sink.publish_agreed(&mut state.chain, &stated);
-            state.far.forget(state.chain.len());
-            agreed.err().and_then(|index| state.far.get(index).copied())
-        });
-        let Some(chunk) = contradicted else {
-            return Ok(());
-        };
-        // Both are the hop's word; where not, nobody knows who was wrong.
-        if chunk.stated_by == Some(self.hop.peer) {
-            self.take.neighbours.distrust(self.hop.peer);
-        }
-        let digest = transfer.digest;
-        Err(Halt::Transfer(PullError::Contradicted { digest }))
-    }
-
     fn begin_read(&mut self, source: NodeId, first: u32, count: u32) {
-        let end = self.stretch.as_ref().map(|stretch| stretch.chunks().end);
-        let room = end.map_or(count, |end| end.saturating_sub(first));
-        let count = count.min(room.max(1));
+        let stretch = self.stretch.as_ref().map(|stretch| stretch.chunks().end);
+        let end = stretch.unwrap_or(u32::MAX).min(self.end);
+        let count = count.min(end.saturating_sub(first).max(1));
         let peers = self.take.neighbours.peers.clone();
         let question = ReadChunks {
             digest: self.take.transfer.digest,
@@ -350,116 +271,6 @@ impl<'a> Session<'a> {
         };
         self.reading = Some(reading.boxed());
         self.heard = Instant::now();
-    }
-
-    fn handle_event(&mut self, stream: Option<ChunkStream>, event: Result<ChunkEvent, PeerError>) {
-        let Some(source) = self.taking.reading() else {
-            return;
-        };
-        let now = self.began.elapsed();
-        match event {
-            Ok(ChunkEvent::Chunk { index, bytes }) => {
-                self.heard = Instant::now();
-                self.writes.push(Chunk {
-                    source,
-                    index,
-                    bytes,
-                });
-                self.reading = stream.map(|stream| next_event(stream).boxed());
-            }
-            Ok(ChunkEvent::Done) => self.taking.handle_done(),
-            Ok(ChunkEvent::NotYet) => self.taking.handle_not_yet(now),
-            Ok(ChunkEvent::Busy { ask }) => {
-                let me = self.take.neighbours.view().me();
-                let others: Vec<NodeId> = ask.into_iter().filter(|node| *node != me).collect();
-                self.taking.handle_hint(&others);
-                self.taking.handle_not_yet(now);
-            }
-            // A far chunk was not asked for.
-            Ok(ChunkEvent::Absent | ChunkEvent::Far { .. }) => self.taking.handle_wrong(source),
-            Err(error) => {
-                tracing::debug!(peer.id = %source.short(), %error, "a source failed");
-                self.taking.handle_failed(now);
-            }
-        }
-    }
-
-    async fn handle_checked(&mut self, chunk: Chunk, checked: Checked) -> Result<(), Halt> {
-        let Chunk { source, index, .. } = chunk;
-        let range = range(index, self.size);
-        let length = range.end - range.start;
-        let transfer = self.take.transfer;
-        let stretch = self.stretch.as_ref().map(Claimed::id);
-        let advance = |state: &mut State, position| {
-            if let Some(stretch) = stretch {
-                state.advance(stretch, position);
-            }
-        };
-        match checked {
-            Checked::Wrong(whole) => {
-                tracing::warn!(peer.id = %source.short(), index, "a peer sent a wrong chunk");
-                self.take.neighbours.metrics.wrong_chunks.inc();
-                self.wrong.push((index, source));
-                self.wrong_whole = whole.or(self.wrong_whole);
-                self.reading = None;
-                self.writes.clear_waiting();
-                self.taking.handle_wrong(source);
-                if source == self.hop.peer {
-                    // Chain and chunk are both its own.
-                    self.take.neighbours.distrust(source);
-                }
-                return Ok(());
-            }
-            Checked::Right(Taken::Relayed(chunks)) => {
-                let relayed = relay(transfer, range.start, chunks, advance).await;
-                relayed.map_err(Halt::Transfer)?;
-            }
-            Checked::Right(Taken::Written) => transfer.change(|state| {
-                state.written.insert(range.clone());
-                advance(state, range.end);
-            }),
-        }
-        self.confirm()?;
-        let metrics = &self.take.neighbours.metrics;
-        metrics.received_bytes.inc_by(length);
-        self.taking.handle_chunk(index);
-        self.end_read_at_stretch();
-        // Somebody else's chunk fits the chain, so it was the sender's fault.
-        for (_, sender) in self.wrong.extract_if(.., |(wrong, _)| *wrong == index) {
-            self.take.neighbours.distrust(sender);
-        }
-        Ok(())
-    }
-
-    /// Whether the hop has sent a chunk that does not fit the chain that it states. Those whom it
-    /// has named take from it as well and may wait for this node, so they are not turned to. Of a
-    /// last chunk only the digest can tell, and whoever else has it may be right.
-    fn hop_is_wrong(&self) -> bool {
-        let hop = self.hop.peer;
-        self.wrong_whole.is_none() && self.wrong.iter().any(|(_, sender)| *sender == hop)
-    }
-
-    /// Takes over what a far lane has done.
-    ///
-    /// # Errors
-    /// As [`Session::confirm`].
-    fn handle_lane(&mut self, event: LaneEvent) -> Result<(), Halt> {
-        let neighbours = self.take.neighbours;
-        match event {
-            LaneEvent::Here(index) => {
-                self.taking.handle_chunk_of_lane(index);
-                return self.confirm();
-            }
-            LaneEvent::Ended => {}
-            LaneEvent::Wrong(index) => {
-                // Chunk and check are both its own.
-                tracing::warn!(peer.id = %self.hop.peer.short(), index, "a far chunk is wrong");
-                neighbours.metrics.wrong_chunks.inc();
-                neighbours.distrust(self.hop.peer);
-                self.lanes.bar();
-            }
-        }
-        Ok(())
     }
 
     /// Ends with the whole; what came ahead of the chain is hashed before, so that it is known who

@@ -1,0 +1,138 @@
+//! Chunks that have come, were checked or were wrong, and whose fault that was.
+//!
+//! Whom to read from next is not decided here; news of the hop are `news`'.
+
+use futures_util::FutureExt;
+use millrace_protocol::node_id::NodeId;
+use tokio::time::Instant;
+
+use crate::peer::{ChunkEvent, ChunkStream, PeerError};
+use crate::pull::fill::Halt;
+use crate::pull::relay::relay;
+use crate::pull::sink::{Checked, Taken};
+use crate::pull::take::lanes::{Claimed, LaneEvent};
+use crate::pull::take::range;
+use crate::pull::take::writes::Chunk;
+use crate::pull::transfer::State;
+
+use super::{Session, next_event};
+
+impl Session<'_> {
+    pub(super) fn handle_event(
+        &mut self,
+        stream: Option<ChunkStream>,
+        event: Result<ChunkEvent, PeerError>,
+    ) {
+        let Some(source) = self.taking.reading() else {
+            return;
+        };
+        let now = self.began.elapsed();
+        match event {
+            Ok(ChunkEvent::Chunk { index, bytes }) => {
+                self.heard = Instant::now();
+                self.writes.push(Chunk {
+                    source,
+                    index,
+                    bytes,
+                });
+                self.reading = stream.map(|stream| next_event(stream).boxed());
+            }
+            Ok(ChunkEvent::Done) => self.taking.handle_done(),
+            Ok(ChunkEvent::NotYet) => self.taking.handle_not_yet(now),
+            Ok(ChunkEvent::Busy { ask }) => {
+                let me = self.take.neighbours.view().me();
+                let others: Vec<NodeId> = ask.into_iter().filter(|node| *node != me).collect();
+                self.taking.handle_hint(&others);
+                self.taking.handle_not_yet(now);
+            }
+            // A far chunk was not asked for.
+            Ok(ChunkEvent::Absent | ChunkEvent::Far { .. }) => self.taking.handle_wrong(source),
+            Err(error) => {
+                tracing::debug!(peer.id = %source.short(), %error, "a source failed");
+                self.taking.handle_failed(now);
+            }
+        }
+    }
+
+    pub(super) async fn handle_checked(
+        &mut self,
+        chunk: Chunk,
+        checked: Checked,
+    ) -> Result<(), Halt> {
+        let Chunk { source, index, .. } = chunk;
+        let range = range(index, self.size);
+        let length = range.end - range.start;
+        let transfer = self.take.transfer;
+        let stretch = self.stretch.as_ref().map(Claimed::id);
+        let advance = |state: &mut State, position| {
+            if let Some(stretch) = stretch {
+                state.advance(stretch, position);
+            }
+        };
+        match checked {
+            Checked::Wrong(whole) => {
+                tracing::warn!(peer.id = %source.short(), index, "a peer sent a wrong chunk");
+                self.take.neighbours.metrics.wrong_chunks.inc();
+                self.wrong.push((index, source));
+                self.wrong_whole = whole.or(self.wrong_whole);
+                self.reading = None;
+                self.writes.clear_waiting();
+                self.taking.handle_wrong(source);
+                if source == self.hop.peer {
+                    // Chain and chunk are both its own.
+                    self.take.neighbours.distrust(source);
+                }
+                return Ok(());
+            }
+            Checked::Right(Taken::Relayed(chunks)) => {
+                let relayed = relay(transfer, range.start, chunks, advance).await;
+                relayed.map_err(Halt::Transfer)?;
+            }
+            Checked::Right(Taken::Written) => transfer.change(|state| {
+                state.written.insert(range.clone());
+                advance(state, range.end);
+            }),
+        }
+        self.confirm()?;
+        let metrics = &self.take.neighbours.metrics;
+        metrics.received_bytes.inc_by(length);
+        self.taking.handle_chunk(index);
+        self.end_read_at_stretch();
+        // Somebody else's chunk fits the chain, so it was the sender's fault.
+        for (_, sender) in self.wrong.extract_if(.., |(wrong, _)| *wrong == index) {
+            self.take.neighbours.distrust(sender);
+        }
+        Ok(())
+    }
+
+    /// Whether the hop has sent a chunk that does not fit the chain that it states. Those whom it
+    /// has named take from it as well and may wait for this node, so they are not turned to. Of a
+    /// last chunk only the digest can tell, and whoever else has it may be right.
+    pub(super) fn hop_is_wrong(&self) -> bool {
+        let hop = self.hop.peer;
+        self.wrong_whole.is_none() && self.wrong.iter().any(|(_, sender)| *sender == hop)
+    }
+
+    /// Takes over what a far lane has done.
+    ///
+    /// # Errors
+    /// As [`Session::confirm`].
+    pub(super) fn handle_lane(&mut self, event: LaneEvent) -> Result<(), Halt> {
+        let neighbours = self.take.neighbours;
+        match event {
+            LaneEvent::Here(index) => {
+                self.taking.handle_chunk_of_lane(index);
+                return self.confirm();
+            }
+            LaneEvent::Ended => {}
+            LaneEvent::Wrong(index) => {
+                // Chunk and check are both its own.
+                tracing::warn!(peer.id = %self.hop.peer.short(), index, "a far chunk is wrong");
+                neighbours.metrics.wrong_chunks.inc();
+                neighbours.distrust(self.hop.peer);
+                self.lanes.bar();
+            }
+        }
+        Ok(())
+    }
+}
