@@ -1,0 +1,170 @@
+//! Who gets a connection, and what becomes of it when a peer is blocked, removed, restarted or doubled.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use millrace::peer::{DialError, PeerError};
+use tokio::time::Instant;
+
+use super::fake::{Blob, Node, eventually, introduce, member, quick};
+use super::{CHUNK, all_news, ask, open, pair};
+
+#[tokio::test]
+async fn a_stranger_gets_no_byte() {
+    let (a, stranger) = (Node::start(&quick()), Node::start(&quick()));
+    stranger.members.set(vec![stranger.member(), a.member()]);
+    let refused = ask(&stranger, a.id).await.expect_err("refused");
+    assert!(
+        matches!(
+            refused,
+            PeerError::Lost { .. } | PeerError::Unreachable { .. }
+        ),
+        "{refused}"
+    );
+    assert_eq!(a.handler.questions.load(Ordering::Relaxed), 0);
+    assert!(a.peers.status().peers.is_empty());
+    eventually("it knows that it is refused", || {
+        !stranger.peers.is_reachable(&a.id)
+    })
+    .await;
+    let unknown = ask(&a, stranger.id).await.expect_err("no member");
+    assert!(matches!(unknown, PeerError::NoMember { .. }));
+}
+
+#[tokio::test]
+async fn a_node_does_not_talk_to_itself() {
+    let (a, _b) = pair();
+    let refused = ask(&a, a.id).await.expect_err("itself");
+    assert!(matches!(refused, PeerError::NoMember { .. }));
+}
+
+#[tokio::test]
+async fn somebody_else_at_the_address_of_a_member_is_refused() {
+    let nodes = [(); 3].map(|()| Node::start(&quick()));
+    let [a, b, c] = &nodes;
+    introduce(&[a, b, c]);
+    // b's address, under c's name.
+    a.members
+        .set(vec![a.member(), member(c.id, 1, b.address())]);
+    let refused = ask(a, c.id).await.expect_err("somebody else");
+    assert!(
+        matches!(
+            &refused,
+            PeerError::Unreachable {
+                source: DialError::Refused(_),
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(b.handler.questions.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_removed_member_is_cut_at_once() {
+    let (a, b) = pair();
+    let blob = Blob::of(CHUNK);
+    b.handler.blobs.lock().push(blob.clone());
+    let mut stream = a.peers.open(b.id, open(blob.digest)).await.expect("asked");
+    all_news(&mut stream, 4).await;
+    b.members.set(vec![b.member()]);
+    let cut = stream.next().await.expect_err("cut");
+    assert!(matches!(cut, PeerError::Lost { .. }), "{cut}");
+    eventually("the handler's stream is dropped", || b.handler.alive() == 0).await;
+    let before = b.handler.questions.load(Ordering::Relaxed);
+    ask(&a, b.id).await.expect_err("refused");
+    assert_eq!(b.handler.questions.load(Ordering::Relaxed), before);
+}
+
+#[tokio::test]
+async fn a_blocked_peer_costs_its_delay_once() {
+    let a = Node::start(&quick());
+    // Takes packets and answers none, as a firewall does.
+    let blocked = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
+    let b = Node::start(&quick());
+    let entry = |address: SocketAddr, generation| member(b.id, generation, address);
+    let address = blocked.local_addr().expect("bound");
+    a.members.set(vec![a.member(), entry(address, 1)]);
+    b.members.set(vec![a.member(), b.member()]);
+
+    assert!(a.peers.is_reachable(&b.id));
+    let first = ask(&a, b.id).await.expect_err("blocked");
+    assert!(
+        matches!(
+            first,
+            PeerError::Unreachable {
+                source: DialError::TimedOut,
+                ..
+            }
+        ),
+        "{first:?}"
+    );
+    assert!(!a.peers.is_reachable(&b.id));
+    let again = Instant::now();
+    ask(&a, b.id).await.expect_err("passed over");
+    assert!(again.elapsed() < quick().connect_patience / 2);
+    let status = a.peers.status();
+    let named = status.peers[0].unreachable.as_ref().expect("named");
+    assert_eq!(named.reason, "no answer over UDP in time");
+
+    a.members.set(vec![a.member(), entry(b.address(), 1)]);
+    eventually("the new address is tried", || a.peers.is_reachable(&b.id)).await;
+    ask(&a, b.id).await.expect("answered");
+}
+
+#[tokio::test]
+async fn who_connects_by_itself_is_reachable() {
+    let (a, b) = (Node::start(&quick()), Node::start(&quick()));
+    let blocked = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
+    let address = blocked.local_addr().expect("bound");
+    a.members.set(vec![a.member(), member(b.id, 1, address)]);
+    b.members.set(vec![a.member(), b.member()]);
+    ask(&a, b.id).await.expect_err("blocked");
+    ask(&b, a.id).await.expect("the other way is open");
+    assert!(a.peers.is_reachable(&b.id));
+    ask(&a, b.id)
+        .await
+        .expect("answered over the connection that b made");
+}
+
+#[tokio::test]
+async fn nodes_that_dial_each_other_are_both_answered() {
+    let (a, b) = pair();
+    for _ in 0..20 {
+        let (one, other) = tokio::join!(ask(&a, b.id), ask(&b, a.id));
+        one.expect("answered");
+        other.expect("answered");
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_peer_is_asked_again() {
+    let (a, b) = pair();
+    ask(&a, b.id).await.expect("answered");
+    let b = b.crash_and_restart().await;
+    introduce(&[&a, &b]);
+    let asked = Instant::now();
+    loop {
+        match ask(&a, b.id).await {
+            Ok(_) => break,
+            Err(error) => assert!(asked.elapsed() < Duration::from_secs(15), "{error}"),
+        }
+    }
+    assert_eq!(a.id, a.identity.id());
+}
+
+#[tokio::test]
+async fn two_nodes_of_one_identity_take_nothing_down() {
+    let (a, b) = pair();
+    let twin = b.twin();
+    twin.members.set(vec![a.member(), twin.member()]);
+    for _ in 0..5 {
+        // Each replaces the connection of the other, so an answer may be lost on the way.
+        let _ = tokio::join!(ask(&b, a.id), ask(&twin, a.id), ask(&a, b.id));
+    }
+    let c = Node::start(&quick());
+    introduce(&[&a, &b, &c]);
+    ask(&c, a.id).await.expect("answered");
+    ask(&c, b.id).await.expect("answered");
+}
