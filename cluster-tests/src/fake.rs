@@ -210,6 +210,13 @@ impl Fake {
         self.state.script.lock().add(when, then);
     }
 
+    /// Makes every blob's body stop after `bytes` until the gate that is returned opens.
+    pub fn pause_blobs(&self, bytes: u64) -> Gate {
+        let gate = Gate::default();
+        self.on(When::get("/blobs/"), Then::healthy().stall(bytes, &gate));
+        gate
+    }
+
     /// Forgets all rules: healthy from now on. Answers under way go on as they were.
     pub fn heal(&self) {
         self.state.script.lock().clear();

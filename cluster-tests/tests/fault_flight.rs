@@ -39,9 +39,7 @@ async fn a_crowd_of_slow_downloads_keeps_nobody_from_an_answer() -> Result<()> {
     let blobs: Vec<_> = (0..8).map(|seed| noise(seed, 200_000)).collect();
     let add = |blob| scene.fake.add_blob("app", blob);
     let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
-    let gate = Gate::default();
-    let stalled = Then::healthy().stall(150_000, &gate);
-    scene.fake.on(When::get("/blobs/"), stalled);
+    let gate = scene.fake.pause_blobs(150_000);
     let readers = digests
         .iter()
         .map(|digest| scene.open(scene.blob("app", digest)));
@@ -67,9 +65,7 @@ async fn who_was_not_served_in_time_finds_the_fetch_still_in_its_place() -> Resu
     let [first, second] = [noise(1, 200_000), noise(2, 200_000)];
     let first_digest = scene.fake.add_blob("app", first.clone());
     let second_digest = scene.fake.add_blob("app", second.clone());
-    let gate = Gate::default();
-    let stalled = Then::healthy().stall(150_000, &gate);
-    scene.fake.on(When::get("/blobs/"), stalled);
+    let gate = scene.fake.pause_blobs(150_000);
     let reader = scene.open(scene.blob("app", &first_digest)).await?;
     let late = scene.send(scene.blob("app", &second_digest)).await?;
     assert_eq!(late.status(), 503);
@@ -146,9 +142,7 @@ async fn a_fill_outlives_its_only_client() -> Result<()> {
     let scene = Scene::start().await?;
     let content = noise(1, 4 * MIB);
     let digest = scene.fake.add_blob("app", content.clone());
-    let gate = Gate::default();
-    let paused = Then::healthy().stall(MIB as u64, &gate);
-    scene.fake.on(When::get("/blobs/"), paused);
+    let gate = scene.fake.pause_blobs(MIB as u64);
     let mut reader = scene.open(scene.blob("app", &digest)).await?;
     reader.read_at_least(100_000).await?;
     drop(reader);
@@ -169,9 +163,7 @@ async fn a_client_that_leaves_takes_nothing_from_the_others() -> Result<()> {
     let scene = Scene::start().await?;
     let content = noise(1, 4 * MIB);
     let digest = scene.fake.add_blob("app", content.clone());
-    let gate = Gate::default();
-    let paused = Then::healthy().stall(MIB as u64, &gate);
-    scene.fake.on(When::get("/blobs/"), paused);
+    let gate = scene.fake.pause_blobs(MIB as u64);
     // The one that began the transfer is the one that leaves.
     let leaver = scene.open(scene.blob("app", &digest)).await?;
     let stayer = scene.open(scene.blob("app", &digest)).await?;

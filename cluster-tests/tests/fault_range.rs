@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use futures_util::future::try_join_all;
 use millrace_cluster_tests::condition::eventually;
-use millrace_cluster_tests::fake::{Ended, Gate, Scene, Then, When, assert_whole, noise};
+use millrace_cluster_tests::fake::{Ended, Scene, Then, When, assert_whole, noise};
 use millrace_cluster_tests::http::{End, Request};
 use tokio::time::Instant;
 
@@ -19,9 +19,7 @@ async fn a_near_range_is_served_as_soon_as_its_bytes_are_there() -> Result<()> {
     let scene = Scene::start().await?;
     let content = noise(1, 4 * MIB);
     let digest = scene.fake.add_blob("app", content.clone());
-    let never = Gate::default();
-    let paused = Then::healthy().stall(MIB as u64, &never);
-    scene.fake.on(When::get("/blobs/"), paused);
+    let _never = scene.fake.pause_blobs(MIB as u64);
     let near = scene
         .blob("app", &digest)
         .header("Range", "bytes=1000-9999");

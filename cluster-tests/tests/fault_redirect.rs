@@ -6,7 +6,7 @@ use anyhow::Result;
 use futures_util::future::try_join_all;
 use millrace_cluster_tests::condition::eventually;
 use millrace_cluster_tests::fake::{
-    Canned, Fake, Gate, Guard, Scene, Then, When, assert_whole, code_of, noise,
+    Canned, Fake, Guard, Scene, Then, When, assert_whole, code_of, noise,
 };
 use millrace_cluster_tests::node::NodeBuilder;
 use serde_json::json;
@@ -262,9 +262,7 @@ async fn no_more_requests_run_at_the_upstream_than_it_may() -> Result<()> {
     let blobs: Vec<_> = (0..6).map(|seed| noise(seed, 200_000)).collect();
     let add = |blob| scene.fake.add_blob("app", blob);
     let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
-    let gate = Gate::default();
-    let held = Then::healthy().stall(100_000, &gate);
-    scene.fake.on(When::get("/blobs/"), held);
+    let gate = scene.fake.pause_blobs(100_000);
     let pulls = digests
         .iter()
         .map(|digest| scene.send(scene.blob("app", digest)));

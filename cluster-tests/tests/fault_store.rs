@@ -99,9 +99,7 @@ async fn readers_of_a_relayed_blob_share_one_fetch() -> Result<()> {
     let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
     let content = noise(1, 24 * MIB);
     let digest = scene.fake.add_blob("app", content.clone());
-    let gate = Gate::default();
-    let paused = Then::healthy().stall(100_000, &gate);
-    scene.fake.on(When::get("/blobs/"), paused);
+    let gate = scene.fake.pause_blobs(100_000);
     let one = scene.open(scene.blob("app", &digest)).await?;
     let two = scene.open(scene.blob("app", &digest)).await?;
     gate.open();
@@ -226,9 +224,7 @@ async fn a_kill_leaves_nothing_wrong() -> Result<()> {
 async fn a_second_signal_ends_at_once_although_a_client_reads() -> Result<()> {
     let mut scene = Scene::start().await?;
     let digest = scene.fake.add_blob("app", noise(1, 4 * MIB));
-    let never = Gate::default();
-    let paused = Then::healthy().stall(MIB as u64, &never);
-    scene.fake.on(When::get("/blobs/"), paused);
+    let never = scene.fake.pause_blobs(MIB as u64);
     let mut reader = scene.open(scene.blob("app", &digest)).await?;
     reader.read_at_least(1_000).await?;
     scene.node.terminate();
@@ -253,9 +249,7 @@ async fn a_drain_lets_a_running_body_finish() -> Result<()> {
     let mut scene = Scene::start().await?;
     let content = noise(1, 4 * MIB);
     let digest = scene.fake.add_blob("app", content.clone());
-    let gate = Gate::default();
-    let paused = Then::healthy().stall(MIB as u64, &gate);
-    scene.fake.on(When::get("/blobs/"), paused);
+    let gate = scene.fake.pause_blobs(MIB as u64);
     let reader = scene.open(scene.blob("app", &digest)).await?;
     scene.node.terminate();
     eventually("new connections are refused", async || {
