@@ -151,12 +151,6 @@ mod tests {
     use super::super::secrets::{SecretSource, SecretText};
     use super::*;
 
-    fn secret(text: &str) -> Secret {
-        let secrets = SecretSource::Text(SecretText::new(text)).read();
-        let secrets = secrets.expect("strong");
-        secrets.iter().next().expect("one").clone()
-    }
-
     #[test]
     fn who_came_in_by_a_secret_that_is_gone_is_named() {
         let text = |text: &str| {
@@ -172,15 +166,21 @@ mod tests {
         let both = text(&format!("{new} {old}"));
         let admission = Admission::new(me, 1, both, Metrics::default());
         let (early, late) = (NodeId::new([2; 32]), NodeId::new([3; 32]));
-        admission.enter(early, 5, &secret(new)).expect("let in");
-        admission.enter(late, 5, &secret(old)).expect("let in");
+        admission
+            .enter(early, 5, &Secret::new(new))
+            .expect("let in");
+        admission.enter(late, 5, &Secret::new(old)).expect("let in");
         assert_eq!(admission.set_secrets(text(new)), [late]);
         admission
-            .enter(late, 5, &secret(old))
+            .enter(late, 5, &Secret::new(old))
             .expect_err("its secret is gone");
-        admission.enter(me, 1, &secret(new)).expect_err("itself");
+        admission
+            .enter(me, 1, &Secret::new(new))
+            .expect_err("itself");
         assert!(!admission.has_duplicate());
-        admission.enter(me, 2, &secret(new)).expect_err("another");
+        admission
+            .enter(me, 2, &Secret::new(new))
+            .expect_err("another");
         assert!(admission.has_duplicate());
     }
 }

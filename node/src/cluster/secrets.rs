@@ -198,7 +198,8 @@ impl Secrets {
 }
 
 impl Secret {
-    fn new(word: &str) -> Self {
+    /// Takes a word whose strength was checked.
+    pub(super) fn new(word: &str) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, word.as_bytes());
         let tag = hmac::sign(&key, b"millrace: name of a secret");
         let mut name = [0; 32];

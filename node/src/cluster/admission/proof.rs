@@ -69,14 +69,7 @@ pub(super) fn nonce() -> Result<Nonce, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::secrets::{SecretSource, SecretText};
     use super::*;
-
-    fn secret(text: &str) -> Secret {
-        let secrets = SecretSource::Text(SecretText::new(text)).read();
-        let secrets = secrets.expect("strong");
-        secrets.iter().next().expect("one").clone()
-    }
 
     fn talk() -> Talk {
         Talk {
@@ -87,8 +80,8 @@ mod tests {
 
     #[test]
     fn a_proof_fits_one_side_of_one_talk_under_one_secret() {
-        let right = secret("0123456789abcdef0123456789abcdef");
-        let wrong = secret("0123456789abcdef0123456789abcdeg");
+        let right = Secret::new("0123456789abcdef0123456789abcdef");
+        let wrong = Secret::new("0123456789abcdef0123456789abcdeg");
         let proof = talk().prove(DIALLER, &right, 7);
         let fits = |talk: &Talk, side, secret, instance| {
             talk.check(side, secret, instance, &proof).is_ok()
