@@ -1,7 +1,7 @@
 //! What is made of an answer: manifests, blobs and their ranges, lists, and answers that lie.
 
-use millrace::upstream::FetchError;
 use millrace::upstream::error::{Defect, Outage};
+use millrace::upstream::{FetchError, Upstream};
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 
 use super::fake::{Fake, Reply};
@@ -40,19 +40,21 @@ async fn a_manifest_comes_as_it_was_sent_and_is_asked_for_with_every_type() {
     }
 }
 
+/// Demands that the whole blob comes when it is asked for from `offset`, and that its size is known.
+async fn assert_whole_in_place_of(upstream: &Upstream, offset: u64) {
+    assert_eq!(
+        read_blob(upstream, offset).await.expect("a blob"),
+        (0, "0123456789".to_owned())
+    );
+    let size = upstream.probe_blob(&repository(), &digest(), soon()).await;
+    assert_eq!(size.expect("it exists"), Some(10));
+}
+
 #[tokio::test]
 async fn a_range_may_be_answered_by_the_whole() {
     let fake = Fake::start(|_| Reply::new(200, "0123456789")).await;
     let upstream = upstream(&fake, "");
-    assert_eq!(
-        read_blob(&upstream, 5).await.expect("a blob"),
-        (0, "0123456789".to_owned())
-    );
-    let size = upstream
-        .probe_blob(&repository(), &digest(), soon())
-        .await
-        .expect("it exists");
-    assert_eq!(size, Some(10));
+    assert_whole_in_place_of(&upstream, 5).await;
     let seen = fake.seen("/blobs/");
     assert_eq!(
         (seen[0].header("range"), seen[1].header("range")),
@@ -72,15 +74,7 @@ async fn a_range_beyond_the_end_is_asked_again_as_the_whole() {
     })
     .await;
     let upstream = upstream(&fake, "");
-    assert_eq!(
-        read_blob(&upstream, 99).await.expect("a blob"),
-        (0, "0123456789".to_owned())
-    );
-    let size = upstream
-        .probe_blob(&repository(), &digest(), soon())
-        .await
-        .expect("it exists");
-    assert_eq!(size, Some(10));
+    assert_whole_in_place_of(&upstream, 99).await;
 }
 
 #[tokio::test]

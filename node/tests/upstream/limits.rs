@@ -79,28 +79,21 @@ async fn a_pull_limit_stops_pulls_and_nothing_else() {
 async fn abuse_stops_everything() {
     let fake = Fake::start(|_| Reply::new(429, "Too Many Requests")).await;
     let upstream = upstream(&fake, "");
-    let error = pull(&upstream).await.expect_err("limited");
-    assert!(
-        matches!(
-            error,
-            FetchError::RateLimited {
-                limit: Limit::Requests,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    let error = read_blob(&upstream, 0).await.expect_err("limited");
-    assert!(
-        matches!(
-            error,
-            FetchError::RateLimited {
-                limit: Limit::Requests,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    for error in [
+        pull(&upstream).await.expect_err("limited"),
+        read_blob(&upstream, 0).await.expect_err("limited"),
+    ] {
+        assert!(
+            matches!(
+                error,
+                FetchError::RateLimited {
+                    limit: Limit::Requests,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
     assert_eq!(fake.seen("").len(), 1);
 }
 
