@@ -122,19 +122,15 @@ impl Figure {
         (unit, value): (Unit, impl Fn(&T) -> f64),
         target: Target,
     ) -> Self {
+        // A quick run may be shorter than the clock's tick.
+        let times = |(ours, rival): &(T, T)| value(ours) / value(rival).max(1e-6);
         Self {
-            work,
-            what,
             sides: sides(
                 unit,
                 runs.spread(|(ours, _)| value(ours)),
                 runs.spread(|(_, rival)| value(rival)),
             ),
-            // A quick run may be shorter than the clock's tick.
-            result: runs.spread(|(ours, rival)| value(ours) / value(rival).max(1e-6)),
-            unit: Unit::Times,
-            target,
-            quality: runs.quality(),
+            ..Self::alone(runs, (work, what), (Unit::Times, times), target)
         }
     }
 
