@@ -8,13 +8,19 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use millrace_cluster_tests::component;
 use millrace_cluster_tests::condition::{eventually, patience};
-use millrace_cluster_tests::fake::{Fake, Then, When, noise};
+use millrace_cluster_tests::fake::{Fake, Image, Then, When, assert_whole, noise};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
+use millrace_cluster_tests::http::Request;
 use millrace_cluster_tests::load::crowd::{all, pull, stampede};
 use millrace_cluster_tests::netns::Net;
 use millrace_cluster_tests::process;
+use millrace_protocol::placement::Key;
+use serde_json::json;
 
 const MIB: usize = 1 << 20;
+
+/// The repository of tags.
+const TAGGED: &str = "team/app";
 
 /// Blobs of the fake, and where nodes serve them.
 fn blobs(fake: &Fake, seeds: std::ops::Range<u64>, size: usize) -> Vec<(String, Bytes)> {
@@ -115,6 +121,77 @@ async fn a_split_cluster_serves_in_both_halves_and_heals_by_itself() -> Result<(
     scene.fake.stop().await;
     for (path, content) in &blobs {
         all(stampede(scene.clients(&[0, 1, 2, 3], 1), path, content).await)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tag_that_moved_while_the_cluster_was_split_is_asked_for_again_when_it_has_healed()
+-> Result<()> {
+    let net = Net::of(4).await?;
+    // By the clock alone all that the nodes learn here is fresh until the test is long over; and
+    // nothing older is given out because a check is slow.
+    let plan = Fleet::of(4)
+        .set(
+            "upstreams/fake/tags",
+            json!([{"match": "*", "policy": "ttl", "ttl": "1h"}]),
+        )
+        .set("cache/revalidate", "20s");
+    let scene = Scene::on(&net, plan).await?;
+    // Each tag has its home in the half that does not hear that it moves. The first is asked for at
+    // its home before anybody else, the second at a node that has to ask the home.
+    let tags = [("first", [0, 1, 2, 3]), ("second", [1, 3, 2, 0])];
+    let tags = tags.map(|(name, order)| (tag_of_home(&scene.fleet, 0, name), order));
+    let point_to = |tag: &str, seed| (scene.fake).add_image(TAGGED, tag, &[noise(seed, 1_000)]);
+    for (tag, _) in &tags {
+        let old = point_to(tag, 1);
+        expect_tag(&scene, &[0, 1], tag, &old).await?;
+    }
+    net.split(&[0, 1], &[2, 3])?;
+    scene.fleet.agree_on(&[0, 1], &[0, 1]).await;
+    scene.fleet.agree_on(&[2, 3], &[2, 3]).await;
+    for (tag, _) in &tags {
+        let (old, new) = (point_to(tag, 1), point_to(tag, 2));
+        expect_tag(&scene, &[2, 3], tag, &new).await?;
+        expect_tag(&scene, &[0, 1], tag, &old).await?;
+    }
+    net.heal()?;
+    scene.fleet.agree().await;
+    for (tag, order) in &tags {
+        let path = format!("/{TAGGED}/manifests/{tag}");
+        let asked = scene.fake.count("HEAD", &path);
+        let new = point_to(tag, 2);
+        expect_tag(&scene, order, tag, &new).await?;
+        assert!(scene.fake.count("HEAD", &path) > asked, "{tag}");
+    }
+    Ok(())
+}
+
+/// Returns a tag that begins with `name` and has its home at a node.
+fn tag_of_home(fleet: &Fleet, home: usize, name: &str) -> String {
+    let placement = fleet.placement(&fleet.running());
+    let repository = TAGGED.parse().expect("a name");
+    let mut tags = (0..u64::MAX).map(|number| format!("{name}-{number}"));
+    let is_wanted = |tag: &String| {
+        let tag = tag.parse().expect("a tag");
+        let mut walk = placement.walk(Key::of_tag("fake", &repository, &tag));
+        walk.next() == Some(fleet.id(home))
+    };
+    tags.find(is_wanted).expect("there is no end of numbers")
+}
+
+/// Asks these nodes for a tag, one after the other, and demands that it points to `image`.
+async fn expect_tag(scene: &Scene, nodes: &[usize], tag: &str, image: &Image) -> Result<()> {
+    for node in nodes {
+        let request = Request::get(&format!("/v2/fake/{TAGGED}/manifests/{tag}"));
+        let answer = scene.fleet.node(*node).send(request).await?;
+        let digest = answer.header("docker-content-digest");
+        let expected = image.manifest.to_string();
+        ensure!(
+            digest == Some(expected.as_str()),
+            "node {node} says that {tag} is {digest:?}, not {expected}"
+        );
+        assert_whole(&answer, &image.manifest_bytes);
     }
     Ok(())
 }
