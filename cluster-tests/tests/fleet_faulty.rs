@@ -55,6 +55,20 @@ async fn distrusted(scene: &Scene, node: usize) -> Result<Vec<String>> {
         .collect())
 }
 
+/// Demands that each sound node counts that it has found somebody out for this reason.
+async fn all_have_counted(scene: &Scene, reason: &str) -> Result<()> {
+    let label = format!("reason=\"{reason}\"");
+    for node in SOUND {
+        let name = "millrace_pull_peers_left_alone_total";
+        let counted = scene.fleet.node(node).metric(name, &[&label]).await?;
+        ensure!(
+            counted.is_some_and(|count| count >= 1.0),
+            "node {node}: {counted:?}"
+        );
+    }
+    Ok(())
+}
+
 /// Returns the files of a node's store whose bytes are not those of their name.
 fn damaged(data: &Path) -> Result<Vec<PathBuf>> {
     let mut damaged = Vec::new();
@@ -139,13 +153,15 @@ async fn a_home_that_flips_bits_spoils_no_pull() -> Result<()> {
 #[tokio::test]
 async fn a_home_that_stalls_mid_blob_spoils_no_pull() -> Result<()> {
     let scene = pulls_go_on_past_a_home(Fault::Stall).await?;
-    the_faulty_one_is_avoided(&scene).await
+    the_faulty_one_is_avoided(&scene).await?;
+    all_have_counted(&scene, "stalled").await
 }
 
 #[tokio::test]
 async fn a_home_that_tells_a_wrong_chain_spoils_no_pull() -> Result<()> {
     let scene = pulls_go_on_past_a_home(Fault::Chain).await?;
-    the_faulty_one_is_avoided(&scene).await
+    the_faulty_one_is_avoided(&scene).await?;
+    all_have_counted(&scene, "wrong").await
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ pub(super) struct HopMetrics {
     pub(super) received_bytes: Counter,
     pub(super) wrong_chunks: Counter,
     passed_over: Family<PassedOver, Counter>,
+    left_alone: Family<LeftAlone, Counter>,
     searches: Family<Searched, Counter>,
 }
 
@@ -55,6 +56,23 @@ struct PassedOver {
     reason: &'static str,
 }
 
+/// A node that was found out, and is not asked for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LeftAlone {
+    reason: FoundOut,
+}
+
+/// What a node was found out by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum FoundOut {
+    /// It lives, and keeps others waiting for what it owes them.
+    #[expect(non_camel_case_types, reason = "it is the label's value")]
+    stalled,
+    /// It stated wrong content, or contradicted itself.
+    #[expect(non_camel_case_types, reason = "it is the label's value")]
+    wrong,
+}
+
 impl HopMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
@@ -73,10 +91,19 @@ impl HopMetrics {
             self.passed_over.clone(),
         );
         registry.register(
+            "millrace_pull_peers_left_alone",
+            "How often another node was found to stall or to be wrong, so that it is not asked for a while",
+            self.left_alone.clone(),
+        );
+        registry.register(
             "millrace_pull_holder_searches",
             "Searches for members that hold some content: told, known that nobody does, or asked",
             self.searches.clone(),
         );
+    }
+
+    pub(super) fn count_left_alone(&self, reason: FoundOut) {
+        self.left_alone.get_or_create(&LeftAlone { reason }).inc();
     }
 
     pub(super) fn count_search(&self, answered: Answered) {

@@ -25,7 +25,7 @@ use crate::task::Tasks;
 
 use super::directory::{Directory, HoldingsStatus};
 use super::follow::Follower;
-use super::metrics::{HoldingsGauges, HopMetrics};
+use super::metrics::{FoundOut, HoldingsGauges, HopMetrics};
 use super::rank::Rank;
 
 pub(super) use holders::{Part, Whom};
@@ -193,6 +193,7 @@ impl Neighbours {
     /// Does not ask a node for content for a while.
     pub(super) fn distrust(&self, peer: NodeId) {
         tracing::warn!(peer.id = %peer.short(), "it stated wrong content; not asked for a while");
+        self.metrics.count_left_alone(FoundOut::wrong);
         self.distrusted.insert(peer, Instant::now() + DISTRUST);
     }
 
@@ -200,6 +201,7 @@ impl Neighbours {
     /// lives.
     pub(super) fn leave_alone(&self, peer: NodeId) {
         tracing::warn!(peer.id = %peer.short(), "it stalls; not asked for a while");
+        self.metrics.count_left_alone(FoundOut::stalled);
         if self.is_trusted(&peer) {
             self.distrusted.insert(peer, Instant::now() + STALL_PAUSE);
         }
