@@ -101,14 +101,17 @@ impl Tags {
             policies, config, ..
         } = &*self.shared;
         let key = format!("{}/{}:{tag}", origin.upstream.name(), origin.repository);
+        // Before looking: what the upstream says from now on is news, also when the record of it is
+        // written just behind the look.
+        let asked = Instant::now();
         let Some(record) = self.record(origin, tag, &key).await? else {
-            return self.first(origin, tag, &key).await;
+            return self.first(origin, tag, &key, asked).await;
         };
         let policy = self.policy(origin, tag);
         match policies.freshness(policy, &record, unix_now()) {
             Freshness::Fresh => self.fresh(origin, tag, &key, &record.digest).await,
             Freshness::Stale { if_slow, if_away } => {
-                let check = self.check(origin, tag, &key);
+                let check = self.check(origin, tag, &key, asked);
                 tokio::pin!(check);
                 if if_slow && let Some(known) = self.known(origin, &record.digest).await {
                     match tokio::time::timeout(config.revalidate, &mut check).await {
@@ -234,11 +237,12 @@ impl Tags {
         origin: &Origin,
         tag: &Tag,
         key: &str,
+        asked: Instant,
     ) -> Result<ManifestAnswer, PullError> {
         let Shared {
             store, policies, ..
         } = &*self.shared;
-        let error = match self.check(origin, tag, key).await {
+        let error = match self.check(origin, tag, key, asked).await {
             Err(error) if !error.is_denial() => error,
             result => return result,
         };
@@ -282,7 +286,7 @@ impl Tags {
         digest: &Digest,
     ) -> Result<ManifestAnswer, PullError> {
         match self.shared.manifests.by_digest(origin, digest).await {
-            Err(error) if error.is_denial() => self.check(origin, tag, key).await,
+            Err(error) if error.is_denial() => self.check(origin, tag, key, Instant::now()).await,
             result => result,
         }
     }
@@ -340,22 +344,28 @@ impl Tags {
         Ok(record)
     }
 
-    /// Asks the home or the upstream, together with everybody who asks the same now.
+    /// Asks the home or the upstream, together with everybody who asks the same now; takes an answer
+    /// that has come since `asked`.
     async fn check(
         &self,
         origin: &Origin,
         tag: &Tag,
         key: &str,
+        asked: Instant,
     ) -> Result<ManifestAnswer, PullError> {
         self.shared.negative.check(origin, tag.as_str())?;
         let check = self.shared.checks.join(key.to_owned(), || {
-            self.clone().ask(origin.clone(), tag.clone())
+            self.clone().ask(origin.clone(), tag.clone(), asked)
         });
         super::blob::in_time(Instant::now() + HEADER_BUDGET, check).await?
     }
 
-    async fn ask(self, origin: Origin, tag: Tag) -> Result<ManifestAnswer, PullError> {
-        let asked = Instant::now();
+    async fn ask(
+        self,
+        origin: Origin,
+        tag: Tag,
+        asked: Instant,
+    ) -> Result<ManifestAnswer, PullError> {
         match self.ask_homes(&origin, &tag).await {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => {}
