@@ -337,11 +337,12 @@ impl Tags {
         if let Some(record) = self.shared.records.get(key) {
             return Ok(Some(record));
         }
-        let record = self.shared.store.tag(&name(origin, tag)).await?;
-        if let Some(record) = &record {
-            self.shared.records.insert(key.to_owned(), record.clone());
-        }
-        Ok(record)
+        let Some(record) = self.shared.store.tag(&name(origin, tag)).await? else {
+            return Ok(None);
+        };
+        // A check may have learnt more while the index was read.
+        let newest = self.shared.records.entry_by_ref(key).or_insert(record);
+        Ok(Some(newest.into_value()))
     }
 
     /// Asks the home or the upstream, together with everybody who asks the same now; takes an answer
