@@ -224,7 +224,7 @@ async fn a_kill_leaves_nothing_wrong() -> Result<()> {
 async fn a_second_signal_ends_at_once_although_a_client_reads() -> Result<()> {
     let mut scene = Scene::start().await?;
     let digest = scene.fake.add_blob("app", noise(1, 4 * MIB));
-    let never = scene.fake.pause_blobs(MIB as u64);
+    let _never = scene.fake.pause_blobs(MIB as u64);
     let mut reader = scene.open(scene.blob("app", &digest)).await?;
     reader.read_at_least(1_000).await?;
     scene.node.terminate();
