@@ -1,158 +1,30 @@
-//! A real `millrace` process: configured, started on free ports, observed, killed, restarted.
+//! A real `millrace` process: started, observed, killed, restarted.
 //!
-//! Its data folder outlives restarts and ends with the [`Node`]. It does not know what the tests
-//! ask of the node: see [`crate::http`] and the clients.
+//! Its data folder outlives restarts and ends with the [`Node`]. What it is started with is
+//! `builder`'s; what tests ask of it is not known here: see [`crate::http`] and the clients.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::component;
 use crate::condition::patience;
 use crate::http::{Answer, Request};
 use crate::netns::Host;
-use crate::process::{Process, free_address};
+use crate::process::Process;
 
+mod builder;
 mod fault;
 
+pub use builder::NodeBuilder;
 pub use fault::Fault;
-
-/// Starts with other ports, when somebody took one between choosing and binding.
-const START_ATTEMPTS: usize = 5;
-
-/// Where a node on a host of its own answers clients.
-const HOST_PORT: u16 = 5000;
-
-/// Where a node on a host of its own shows metrics and status.
-const HOST_DEBUG_PORT: u16 = 5001;
-
-/// What a node is started with; [`Node::builder`] yields one.
-#[derive(Clone, Debug, Default)]
-pub struct NodeBuilder {
-    settings: Map<String, Value>,
-    environment: Vec<(String, String)>,
-    /// Where clients are answered, unless at loopback.
-    at: Option<IpAddr>,
-    /// The host that the node runs on, unless this one.
-    host: Option<Host>,
-    /// What is wrong with its answers to other nodes.
-    fault: Option<Fault>,
-}
-
-impl NodeBuilder {
-    /// Answers clients at this address of the machine.
-    #[must_use]
-    pub fn at(mut self, address: IpAddr) -> Self {
-        self.at = Some(address);
-        self
-    }
-
-    /// Sets `path` (keys joined by `/`, because names of registries contain dots) to `value`.
-    ///
-    /// # Panics
-    /// When a key on the way holds something that is not a section.
-    #[must_use]
-    pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
-        let mut keys: Vec<&str> = path.split('/').collect();
-        let last = keys.pop().expect("split yields at least one part");
-        let mut section = &mut self.settings;
-        for key in keys {
-            let entry = section.entry(key).or_insert_with(|| json!({}));
-            section = entry
-                .as_object_mut()
-                .expect("a section of the configuration");
-        }
-        section.insert(last.to_owned(), value.into());
-        self
-    }
-
-    /// Configures the upstream `name` at `url`.
-    #[must_use]
-    pub fn upstream(self, name: &str, url: &str) -> Self {
-        self.set(&format!("upstreams/{name}/url"), url)
-    }
-
-    /// Sets an environment variable of the process.
-    #[must_use]
-    pub fn environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Runs the node on a host of its own, where it answers at the host's door.
-    #[must_use]
-    pub fn on(mut self, host: &Host) -> Self {
-        self.host = Some(host.clone());
-        self
-    }
-
-    /// Starts a node whose answers to other nodes are wrong.
-    #[must_use]
-    pub fn fault(mut self, fault: Fault) -> Self {
-        self.fault = Some(fault);
-        self
-    }
-
-    /// Chooses where clients are answered, and where metrics and status are.
-    fn addresses(&self) -> Result<(SocketAddr, SocketAddr)> {
-        if let Some(host) = &self.host {
-            // Nobody else is on that host.
-            return Ok((
-                (host.door(), HOST_PORT).into(),
-                (host.door(), HOST_DEBUG_PORT).into(),
-            ));
-        }
-        let mut address = free_address()?;
-        if let Some(at) = self.at {
-            address.set_ip(at);
-        }
-        Ok((address, free_address()?))
-    }
-
-    /// Starts the node and waits until `/readyz` answers 200.
-    ///
-    /// # Errors
-    /// When the program is missing, ends at once, or is not ready within the patience.
-    pub async fn start(self) -> Result<Node> {
-        let folder = tempfile::Builder::new()
-            .prefix("millrace-node-")
-            .tempdir()?;
-        for _ in 1..START_ATTEMPTS {
-            let mut node = Node::prepare(&self, &folder)?;
-            match node.launch().await {
-                Ok(()) => return Ok(node.keep(folder)),
-                Err(error) if node.log().to_lowercase().contains("address already in use") => {
-                    drop(error)
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let mut node = Node::prepare(&self, &folder)?;
-        node.launch().await?;
-        Ok(node.keep(folder))
-    }
-
-    /// The whole configuration. JSON is YAML, so it is written as it stands.
-    fn configuration(&self, address: SocketAddr, debug: SocketAddr, data: &Path) -> Value {
-        self.clone()
-            .set("version", 0.1)
-            .set("http/addr", address.to_string())
-            .set("http/debug/addr", debug.to_string())
-            .set(
-                "storage/filesystem/rootdirectory",
-                data.display().to_string(),
-            )
-            .settings
-            .into()
-    }
-}
 
 /// A node, running or stopped.
 pub struct Node {
@@ -431,17 +303,5 @@ mod tests {
         );
         assert_eq!(sum_of(exposition, "ab_total", &[]), Some(7.0));
         assert_eq!(sum_of(exposition, "b_total", &[]), None);
-    }
-
-    #[test]
-    fn settings_are_nested_by_slashes() {
-        let builder = Node::builder()
-            .upstream("docker.io", "http://127.0.0.1:1")
-            .set("cache/max_size", "1GB");
-        let expected = json!({
-            "upstreams": {"docker.io": {"url": "http://127.0.0.1:1"}},
-            "cache": {"max_size": "1GB"},
-        });
-        assert_eq!(Value::from(builder.settings), expected);
     }
 }
