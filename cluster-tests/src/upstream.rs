@@ -4,6 +4,8 @@
 //! port with the same content, which is how a test takes the upstream away. What a healthy
 //! registry never does is the fake registry's part.
 
+mod access;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,6 +22,8 @@ use crate::http::Request;
 use crate::image::{Image, ROOT_NAME};
 use crate::process::{self, Process, free_address};
 
+pub use access::Access;
+
 /// A push of 256 MiB to a local registry takes a few seconds; on a busy machine more.
 const PUSH_LIMIT: Duration = Duration::from_secs(120);
 
@@ -33,31 +37,6 @@ pub struct Login {
     pub user: String,
     /// The password.
     pub password: String,
-}
-
-/// One request that the registry has answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// The method.
-    pub method: String,
-    /// Path without query.
-    pub path: String,
-    /// Query without the question mark, empty if there was none.
-    pub query: String,
-    /// The status of the answer.
-    pub status: u16,
-    /// Bytes of the body that were written.
-    pub body_bytes: u64,
-}
-
-impl Access {
-    /// Tells whether the body of a manifest or blob was asked for.
-    pub fn is_content(&self) -> bool {
-        self.method == "GET"
-            && ["/blobs/", "/manifests/"]
-                .iter()
-                .any(|part| self.path.contains(part))
-    }
 }
 
 /// A registry process, running or stopped.
@@ -302,7 +281,7 @@ impl Upstream {
     fn logged_accesses(&self) -> Vec<Access> {
         let log =
             std::fs::read_to_string(self.folder.path().join("upstream.out")).unwrap_or_default();
-        log.lines().filter_map(parse_access).collect()
+        log.lines().filter_map(Access::parse).collect()
     }
 
     fn log(&self) -> String {
@@ -318,26 +297,6 @@ impl Upstream {
 /// A path that nobody else asks for.
 const MARK: &str = "/millrace-tests/mark";
 
-/// Reads a line of Apache's combined log format: `… "GET /v2/ HTTP/1.1" 200 2 …`.
-fn parse_access(line: &str) -> Option<Access> {
-    let mut quoted = line.splitn(3, '"').skip(1);
-    let mut request = quoted.next()?.split(' ');
-    let mut numbers = quoted.next()?.split_whitespace();
-    let method = request.next()?.to_owned();
-    let (path, query) = request
-        .next()
-        .map(|target| target.split_once('?').unwrap_or((target, "")))?;
-    let status = numbers.next()?.parse().ok()?;
-    let body_bytes = numbers.next()?.parse().unwrap_or(0);
-    Some(Access {
-        method,
-        path: path.to_owned(),
-        query: query.to_owned(),
-        status,
-        body_bytes,
-    })
-}
-
 async fn write_htpasswd(path: &Path, login: &Login) -> Result<()> {
     let mut command = Command::new(component::find("htpasswd")?);
     // -B bcrypt, -b password as argument (a test's password is no secret), -c create
@@ -352,21 +311,6 @@ async fn write_htpasswd(path: &Path, login: &Login) -> Result<()> {
 mod tests {
     use super::*;
     use crate::image::referrers_tag;
-
-    #[test]
-    fn an_access_line_is_read() {
-        let line = r#"127.0.0.1 - - [24/Nov/2026:02:24:47 +0000] "HEAD /v2/a/manifests/b?ns=docker.io HTTP/1.1" 200 422 "" "containerd/1.6""#;
-        let access = parse_access(line).expect("a request");
-        let expected = Access {
-            method: "HEAD".into(),
-            path: "/v2/a/manifests/b".into(),
-            query: "ns=docker.io".into(),
-            status: 200,
-            body_bytes: 422,
-        };
-        assert_eq!(access, expected);
-        assert!(!access.is_content());
-    }
 
     #[tokio::test]
     async fn every_test_image_arrives_byte_by_byte() {
