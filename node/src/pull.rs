@@ -318,7 +318,7 @@ impl Puller {
         if access.prove(origin, digest, Form::Blob).await? == Proof::Given {
             return Ok(());
         }
-        let provenance = transfer.state().provenance.clone();
+        let provenance = transfer.state().fetched_as();
         access.vouch(origin, digest, &provenance).await
     }
 

@@ -33,6 +33,9 @@ fn blob() -> Vec<u8> {
         .collect()
 }
 
+/// A blob of which a `GET` gets no answer.
+const MUTE: &str = "mute";
+
 fn digest_of(content: impl AsRef<[u8]>) -> Digest {
     Digest::of(Algorithm::Sha256, content.as_ref())
 }
@@ -45,6 +48,10 @@ fn private(mood: Mood) -> impl Fn(&Seen) -> Answer {
     move |request| {
         if request.header("authorization").is_empty() {
             return Answer::new(401, "").header("www-authenticate", "Basic realm=\"x\"");
+        }
+        let is_mute = request.target.contains(&digest_of(MUTE).to_string());
+        if is_mute && request.header("range") != "bytes=0-0" {
+            return Answer::silence();
         }
         match mood.load(Ordering::Relaxed) {
             200 if ["team-a", "team-b", "shared"]
@@ -385,6 +392,32 @@ async fn a_blob_on_its_way_is_not_for_everybody_either() {
         let reply = send(node.public, method, &blob_url("corp/other/app"), &[BOB]).await;
         assert_eq!(reply.status, 404, "{method}");
     }
+}
+
+#[tokio::test]
+async fn a_question_that_has_no_answer_yet_confirms_nothing() {
+    let node = start(DEFAULT).await;
+    node.pull("corp/team-b/app", BOB).await;
+    let manifest = manifest_url("corp/team-a/app");
+    assert_eq!(node.status(&manifest, ANN).await, 200);
+    node.mood.store(403, Ordering::Relaxed);
+    assert_eq!(node.status(&blob_url("corp/team-a/app"), ANN).await, 404);
+    let mute = format!("/v2/corp/team-a/app/blobs/{}", digest_of(MUTE));
+    let asking = async {
+        let begun = async {
+            while node.corp.seen(&digest_of(MUTE).to_string()).is_empty() {
+                tokio::task::yield_now().await;
+            }
+            send(node.public, "HEAD", &mute, &[ANN]).await.status
+        };
+        tokio::select! {
+            reply = get(node.public, &mute, &[ANN]) => panic!("answered {}", reply.status),
+            status = begun => status,
+        }
+    };
+    let status = tokio::time::timeout(SOON, asking).await.expect("answered");
+    assert_eq!(status, 404);
+    assert_eq!(node.status(&manifest, ANN).await, 404, "it was denied");
 }
 
 #[tokio::test]

@@ -22,8 +22,10 @@ use millrace::pull::{PullError, Source};
 use millrace::upstream::{AccessRule, FetchError};
 use millrace_protocol::access::Reader;
 use millrace_protocol::chunk::CHUNK_BYTES;
+use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{AskVouch, OriginName, Refusal};
+use tokio::sync::watch;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_leaves_the_upstream_once_however_many_nodes_ask() {
@@ -118,7 +120,7 @@ async fn a_home_that_is_dead_is_passed_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_of_the_home_is_final_where_the_credential_is_the_same() {
     let mesh = Mesh::start(&["a"; 4]).await;
-    let digest = millrace_protocol::oci::Digest::of(
+    let digest = Digest::of(
         millrace_protocol::oci::Algorithm::Sha256,
         b"nobody has this",
     );
@@ -222,6 +224,77 @@ async fn a_home_vouches_for_its_own_credential_only() {
     vouch(&own.credential).await.expect("it is its own");
     let refused = vouch("another").await.expect_err("it is another's");
     assert_eq!(refused.refusal(), Some(&Refusal::Unconfigured), "{refused}");
+}
+
+/// Nodes with a password for `corp`, whose content is for who has shown who he is.
+async fn mesh_with_login() -> Mesh {
+    let mut settings = Settings {
+        login: Some(("ci".to_owned(), "node".to_owned())),
+        ..Settings::default()
+    };
+    settings.pull.has_credentials = true;
+    settings.pull.negative_ttl = Duration::ZERO;
+    let mesh = Mesh::strangers_with(&["a", "a", "b", "b"], settings).await;
+    mesh.introduce();
+    mesh
+}
+
+/// Where a body pauses for other nodes to have its first chunk and no more.
+fn behind_first_chunk() -> usize {
+    usize::try_from(CHUNK_BYTES).expect("fits") + 50_000
+}
+
+/// Returns the home of a digest, and the owner in the other zone and the other node of that zone.
+fn along_the_way<'a>(mesh: &'a Mesh, digest: &Digest) -> [&'a mesh::Node; 3] {
+    let home = &mesh.nodes[mesh.by_walk(digest)[0]];
+    let view = home.members.view();
+    let far = |node: &&mesh::Node| node.members.view().zone() != view.zone();
+    let far: Vec<_> = mesh.nodes.iter().filter(far).collect();
+    let owners = far[0].members.view();
+    let owner = owners.owners(Key::of_digest(digest)).next();
+    let is_owner = |node: &&&mesh::Node| Some(node.id) == owner;
+    let find = |wanted| far.iter().find(|node| is_owner(node) == wanted);
+    [
+        home,
+        find(true).expect("an owner"),
+        find(false).expect("another"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_on_its_way_is_what_it_is_being_fetched_as_and_not_what_others_ask_it_as() {
+    let mesh = mesh_with_login().await;
+    mesh.content.keep_to("team-a/app");
+    let bytes = noise(25, 3);
+    let digest = mesh.content.add(bytes.clone());
+    let (gate, opened) = watch::channel(false);
+    *mesh.content.pause.lock() = Some((behind_first_chunk(), opened));
+    let [home, owner, asker] = along_the_way(&mesh, &digest);
+    let own = home.origin_of("corp", "team-a/app");
+    let pulling = prompt(home.puller.blob(&own, &digest))
+        .await
+        .expect("begun");
+    for (upstream, repository) in [
+        ("hub", "any/app"),
+        ("hub", "team-b/app"),
+        ("corp", "team-b/app"),
+    ] {
+        let origin = asker.origin_of(upstream, repository);
+        let refused = prompt(asker.puller.blob(&origin, &digest)).await;
+        assert!(
+            matches!(refused, Err(PullError::Fetch(FetchError::NotFound { .. }))),
+            "{upstream}/{repository}: {refused:?}"
+        );
+    }
+    assert!(!asker.holds(&digest).await, "it is still on its way");
+    gate.send_replace(true);
+    drop(pulling);
+    for node in [home, owner, asker] {
+        let pulled = prompt(node.pull_as(&node.origin_of("corp", "team-a/app"), &digest)).await;
+        assert!(pulled.expect("pulled").0 == bytes);
+        prompt(node.settled()).await;
+        assert_eq!(node.store.provenance(&digest).await, [own.provenance()]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -357,11 +430,7 @@ async fn a_second_owner_keeps_a_copy_where_that_is_wanted() {
 }
 
 /// Pulls through a home that is `liar`, twice; returns what came of it.
-async fn pull_past(
-    mesh: &Mesh,
-    liar: Liar,
-    digest: &millrace_protocol::oci::Digest,
-) -> [Option<Vec<u8>>; 2] {
+async fn pull_past(mesh: &Mesh, liar: Liar, digest: &Digest) -> [Option<Vec<u8>>; 2] {
     let _home = mesh.add_home(Arc::new(liar));
     let mut pulled = [None, None];
     for bytes in &mut pulled {

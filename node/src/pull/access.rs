@@ -35,7 +35,7 @@ use super::flights::Flights;
 use super::negative::Negative;
 use super::neighbours::{Hop, Neighbours};
 use super::origin::Origin;
-use super::transfer::{Supply, Transfer};
+use super::transfer::Transfer;
 use super::{HEADER_BUDGET, Surroundings};
 use rules::Rules;
 use standing::Standings;
@@ -346,19 +346,8 @@ impl Access {
     }
 }
 
-/// Whether bytes that are on their way come from the upstream's answer to this origin alone, so that
+/// Whether bytes that are on their way come from the upstream's answer to this origin, so that
 /// they prove that the repository has them.
 pub(super) fn is_fetched_for(transfer: &Transfer, origin: &Origin) -> bool {
-    let is_fetched = {
-        let state = transfer.state();
-        let own = origin.provenance();
-        state.supply == Supply::Upstream && state.provenance.iter().all(|one| *one == own)
-    };
-    let own = origin.to_string();
-    is_fetched
-        && transfer
-            .candidates()
-            .names()
-            .iter()
-            .all(|name| *name == own)
+    transfer.state().fetched == Some(origin.provenance())
 }

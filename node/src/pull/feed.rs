@@ -106,7 +106,7 @@ impl Feed<'_> {
             .open_blob_in_turn(repository, digest, position, OPEN_PATIENCE)
             .await;
         let body = body.map_err(|error| Halt::Origin(error.into()))?;
-        self.learn_size(&body, position)?;
+        self.learn(&body, position)?;
         let mut batches = Batches {
             feed: self,
             id,
@@ -123,16 +123,20 @@ impl Feed<'_> {
         result.and(flushed)
     }
 
-    /// Takes over the size and the starting point that an answer states.
-    fn learn_size(self, body: &BlobBody, position: u64) -> Result<(), Halt> {
+    /// Takes over the size and the starting point that an answer states, and that it has come out
+    /// of this origin.
+    fn learn(self, body: &BlobBody, position: u64) -> Result<(), Halt> {
         let known = self.transfer.state().size;
         let contradicts = matches!((known, body.size()), (Some(a), Some(b)) if a != b);
         if contradicts || body.offset() > position {
             return Err(self.bad_answer(Defect::WrongRange));
         }
-        if let Some(size) = body.size() {
-            self.transfer.change(|state| state.learn_size(size));
-        }
+        self.transfer.change(|state| {
+            if let Some(size) = body.size() {
+                state.learn_size(size);
+            }
+            state.fetched = Some(self.origin.provenance());
+        });
         Ok(())
     }
 

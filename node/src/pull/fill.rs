@@ -99,7 +99,8 @@ impl Filler {
         let result = match self.shared.store.blob(&digest).await {
             // It was committed between the miss and this start.
             Ok(Some(blob)) => {
-                self.transfer.found(blob);
+                let provenance = self.shared.store.provenance(&digest).await;
+                self.transfer.found(blob, provenance);
                 Ok(())
             }
             Ok(None) => self.fill(&mut far).await,
@@ -165,12 +166,7 @@ impl Filler {
             self.transfer
                 .change(|state| state.supply = Supply::Upstream);
             match self.fetch(&origin, sink, far).await {
-                Ok(()) => {
-                    let provenance = origin.provenance();
-                    self.transfer
-                        .change(|state| state.provenance.push(provenance));
-                    return Ok(true);
-                }
+                Ok(()) => return Ok(true),
                 Err(Halt::Origin(error)) => self.refused(&origin, error),
                 Err(Halt::Transfer(error)) => return Err(error),
             }
@@ -222,7 +218,7 @@ impl Filler {
         let subject = self.transfer.digest.to_string();
         self.shared.negative.remember(origin, &subject, &error);
         self.transfer.candidates().fail(origin, error);
-        self.transfer.change(|_| ());
+        self.transfer.change(|state| state.fetched = None);
     }
 
     /// Fetches all that is missing from one origin.
@@ -314,13 +310,9 @@ impl Filler {
     /// Verifies the digest of the whole and commits it.
     async fn finish(&self, sink: &Sink) -> Result<(), PullError> {
         let (size, written, provenance) = {
-            let State {
-                size,
-                written,
-                provenance,
-                ..
-            } = &*self.transfer.state();
-            (size.unwrap_or(0), written.clone(), provenance.clone())
+            let state = self.transfer.state();
+            let size = state.size.unwrap_or(0);
+            (size, state.written.clone(), state.fetched_as())
         };
         let actual = sink.finish(size, written).await?;
         let expected = self.transfer.digest;

@@ -119,7 +119,9 @@ impl Take<'_> {
                 return false;
             }
             state.learn_size(size);
-            state.provenance = provenance;
+            if !provenance.is_empty() {
+                state.provenance = provenance;
+            }
             state.supply = Supply::Peers;
             true
         })

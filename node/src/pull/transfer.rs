@@ -69,8 +69,11 @@ pub(super) struct State {
     pub(super) supply: Supply,
     /// Another node that asked for it had some already: others may have more than is here.
     pub(super) begun_elsewhere: bool,
-    /// What the blob was fetched as, as far as peers that supplied it say.
+    /// What the blob was fetched as, as far as peers that supplied it, or the store, say.
     pub(super) provenance: Vec<Provenance>,
+    /// The origin whose upstream has answered with the blob, until it fails: a name that somebody
+    /// asks by proves nothing.
+    pub(super) fetched: Option<Provenance>,
     /// Keeps a blob that was found in the store from eviction.
     found: Option<BlobFile>,
 }
@@ -199,9 +202,10 @@ impl Transfer {
         *self.waiters.borrow() > 0
     }
 
-    /// Ends the transfer with the blob that turned out to be in the store.
-    pub(super) fn found(&self, blob: BlobFile) {
+    /// Ends the transfer with the blob that turned out to be in the store, fetched as `provenance`.
+    pub(super) fn found(&self, blob: BlobFile, provenance: Vec<Provenance>) {
         self.change(|state| {
+            state.provenance = provenance;
             state.size = Some(blob.size());
             if blob.size() > 0 {
                 state.written.insert(0..blob.size());
@@ -317,6 +321,13 @@ impl State {
             self.size = None;
             self.provenance.clear();
         }
+    }
+
+    /// Returns what the blob was, or is being, fetched as; empty when nobody knows yet.
+    pub(super) fn fetched_as(&self) -> Vec<Provenance> {
+        let fetched = self.fetched.iter();
+        let unknown = fetched.filter(|fetched| !self.provenance.contains(fetched));
+        self.provenance.iter().chain(unknown).cloned().collect()
     }
 
     /// Whether the blob is only relayed and its window does not serve a reader at `position`.

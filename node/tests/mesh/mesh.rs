@@ -79,6 +79,8 @@ pub(crate) struct Content {
     pub(crate) pause: Arc<Mutex<Pause>>,
     /// What `Authorization` must be, once it is set.
     guard: Arc<Mutex<Option<String>>>,
+    /// The only repository that has anything, once it is set.
+    only_in: Arc<Mutex<Option<String>>>,
 }
 
 impl Content {
@@ -97,7 +99,16 @@ impl Content {
         *self.guard.lock() = Some(authorization.to_owned());
     }
 
+    /// Lets all other repositories be empty.
+    pub(crate) fn keep_to(&self, repository: &str) {
+        *self.only_in.lock() = Some(format!("/v2/{repository}/"));
+    }
+
     fn answer(&self, seen: &Seen) -> Reply {
+        let only_in = self.only_in.lock().clone();
+        if only_in.is_some_and(|only| !seen.target.starts_with(&only)) {
+            return Reply::new(404, "");
+        }
         let guard = self.guard.lock().clone();
         if guard.is_some_and(|guard| guard != seen.header("authorization")) {
             return Reply::new(401, "").header("www-authenticate", "Basic realm=\"corp\"");
@@ -198,8 +209,13 @@ impl Node {
     }
 
     fn origin(&self, repository: &str) -> Origin {
+        self.origin_of("corp", repository)
+    }
+
+    /// Returns a repository of one of the two upstreams, `corp` and `hub`.
+    pub(crate) fn origin_of(&self, upstream: &str, repository: &str) -> Origin {
         Origin {
-            upstream: self.upstreams.find("corp").expect("configured"),
+            upstream: self.upstreams.find(upstream).expect("configured"),
             repository: repository.parse().expect("a name"),
         }
     }
@@ -214,8 +230,15 @@ impl Node {
         repository: &str,
         digest: &Digest,
     ) -> Result<(Vec<u8>, Source), PullError> {
-        let origin = self.origin(repository);
-        let blob = self.puller.blob(&origin, digest).await?;
+        self.pull_as(&self.origin(repository), digest).await
+    }
+
+    pub(crate) async fn pull_as(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+    ) -> Result<(Vec<u8>, Source), PullError> {
+        let blob = self.puller.blob(origin, digest).await?;
         let source = blob.source();
         let body = blob.read(0..u64::MAX).await?;
         Ok((whole(body).await?, source))
@@ -327,7 +350,8 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    /// Starts a node in each of these zones, with the same upstream `corp`.
+    /// Starts a node in each of these zones, with the same upstream `corp`; `hub` is the same
+    /// registry, asked without a password.
     pub(crate) async fn start(zones: &[&str]) -> Self {
         let mesh = Self::strangers(zones).await;
         mesh.introduce();
@@ -507,7 +531,9 @@ async fn node(zone: &str, upstream: &str, settings: Settings) -> Node {
     let login = settings.login.map_or_else(String::new, |(user, password)| {
         format!(", username: '{user}', password: '{password}'")
     });
-    let entries = serde_saphyr::from_str(&format!("corp: {{url: '{upstream}'{login}}}"));
+    let entries = serde_saphyr::from_str(&format!(
+        "{{corp: {{url: '{upstream}'{login}}}, hub: {{url: '{upstream}'}}}}"
+    ));
     let config = upstream::Config::with_builtins(entries.expect("valid YAML"), None);
     let upstreams = Upstreams::new(&config.expect("valid"), &tasks).expect("sets up");
     let store = store::Config {

@@ -61,13 +61,13 @@ impl Asked {
         if let Some(blob) = stored.map_err(|_| Refusal::Unable)? {
             return Ok(self.stored(blob).await);
         }
-        let origins = self.shared.origins(&self.question.origins);
         if self.question.role == Role::Holder
             && let Some(transfer) = inner.fillers.table.get(digest)
             && transfer.waits_for_others()
         {
-            return part_of(&transfer, &origins).ok_or(Refusal::Absent);
+            return part_of(&transfer).ok_or(Refusal::Absent);
         }
+        let origins = self.shared.origins(&self.question.origins);
         let waiter = self.join(&origins)?;
         let refuse = |error| refusal::refusal(origins.first(), &error);
         waiter.confirmed().await.map_err(refuse)?;
@@ -79,10 +79,7 @@ impl Asked {
                 // What passes through memory only cannot be read by chunks.
                 return Err(Refusal::Unable);
             }
-            (
-                state.size.ok_or(Refusal::Unable)?,
-                provenance(&state, &origins),
-            )
+            (state.size.ok_or(Refusal::Unable)?, state.fetched_as())
         };
         let content = Content::Growing { waiter, watch };
         Ok(self.opened(size, &provenance, content))
@@ -140,14 +137,14 @@ impl Asked {
 
 /// Returns news of the chunks that are here of a blob which comes from others; `None` if there are
 /// none. Nobody is sent to those who take it from this node: they have less.
-fn part_of(transfer: &Transfer, origins: &[Origin]) -> Option<(BlobNews, Telling)> {
+fn part_of(transfer: &Transfer) -> Option<(BlobNews, Telling)> {
     let state = transfer.state();
     let values = chain_length(state.size?);
     let chain: Vec<ChainValue> = state.chain.iter().take(values).cloned().collect();
     if chain.is_empty() || state.failure().is_some() || state.window.is_some() {
         return None;
     }
-    let provenance = provenance(&state, origins);
+    let provenance = state.fetched_as();
     let news = BlobNews::Opened {
         size: state.size?,
         provenance: provenance.iter().map(refusal::name_of).collect(),
@@ -167,18 +164,6 @@ fn part_of(transfer: &Transfer, origins: &[Origin]) -> Option<(BlobNews, Telling
 fn chain_length(size: u64) -> usize {
     let chunks = usize::try_from(chunk::count(size)).unwrap_or(0);
     chunks.saturating_sub(1)
-}
-
-/// Returns what a growing blob is being fetched as.
-fn provenance(state: &State, origins: &[Origin]) -> Vec<Provenance> {
-    if state.provenance.is_empty() {
-        return origins
-            .first()
-            .map(Origin::provenance)
-            .into_iter()
-            .collect();
-    }
-    state.provenance.clone()
 }
 
 /// Where the news come from.
