@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use millrace_protocol::node_id::NodeId;
-use millrace_protocol::wire::frame::FrameError;
+use millrace_protocol::wire::frame::{FrameError, VERSION};
 use millrace_protocol::wire::message::Refusal;
 use quinn::ConnectionError;
 
@@ -100,6 +100,12 @@ pub enum DialError {
     /// The member announces no address.
     #[error("it announces no address")]
     NoAddress,
+    /// The member speaks another version of the peer protocol; it is not dialled.
+    #[error("it speaks version {theirs} of the peer protocol, this node speaks {VERSION}")]
+    Version {
+        /// The version that it announces.
+        theirs: u8,
+    },
     /// Nothing came back in time: the node is gone, or UDP to it is blocked.
     #[error("no answer over UDP in time")]
     TimedOut,

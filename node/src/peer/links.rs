@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use millrace_protocol::node_id::NodeId;
+use millrace_protocol::wire::frame::VERSION;
 use millrace_protocol::wire::message::{AskHolds, Purpose};
 use parking_lot::Mutex;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TransportConfig};
@@ -230,6 +231,10 @@ impl Links {
 
     /// Connects to whichever address of a member answers first.
     async fn dial_member(&self, member: &Member) -> Result<Connection, DialError> {
+        if member.wire_version != VERSION {
+            let theirs = member.wire_version;
+            return Err(DialError::Version { theirs });
+        }
         let addresses = member.addresses.iter().take(MAX_DIALLED_ADDRESSES);
         let mut attempts: FuturesUnordered<_> = addresses
             .map(|address| self.dial_address(member.id, *address))

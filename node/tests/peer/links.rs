@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use millrace::cluster::Member;
 use millrace::peer::{DialError, PeerError};
 use tokio::time::Instant;
 
@@ -110,6 +111,29 @@ async fn a_blocked_peer_costs_its_delay_once() {
 
     a.members.set(vec![a.member(), entry(b.address(), 1)]);
     eventually("the new address is tried", || a.peers.is_reachable(&b.id)).await;
+    ask(&a, b.id).await.expect("answered");
+}
+
+#[tokio::test]
+async fn who_speaks_another_version_is_named_and_not_dialled() {
+    let (a, b) = (Node::start(&quick()), Node::start(&quick()));
+    let announced = |generation, wire_version| Member {
+        wire_version,
+        ..member(b.id, generation, b.address())
+    };
+    a.members.set(vec![a.member(), announced(1, 2)]);
+    b.members.set(vec![a.member(), b.member()]);
+    ask(&a, b.id).await.expect_err("another version");
+    assert!(!a.peers.is_reachable(&b.id));
+    let status = a.peers.status();
+    let named = status.peers[0].unreachable.as_ref().expect("named");
+    let reason = "it speaks version 2 of the peer protocol, this node speaks 1";
+    assert_eq!(named.reason, reason);
+    assert_eq!(b.peers.status().peers.len(), 0, "nobody has come");
+
+    // It was replaced by a release that speaks this node's.
+    a.members.set(vec![a.member(), announced(2, 1)]);
+    eventually("it is tried again", || a.peers.is_reachable(&b.id)).await;
     ask(&a, b.id).await.expect("answered");
 }
 
