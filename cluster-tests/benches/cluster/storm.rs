@@ -59,7 +59,8 @@ pub(crate) async fn with_deaths(options: &Options) -> Result<Vec<Figure>> {
         die(Scene::start(options, turn).await?).await
     })
     .await?;
-    let targets = (Target::None, Target::AtMost(2.0));
+    // What the dead alone had, and what was on its way to them.
+    let targets = (Target::AtMost(1.1), Target::AtMost(2.0));
     Ok(figures(options, ", a third dies half-way", &runs, targets))
 }
 
