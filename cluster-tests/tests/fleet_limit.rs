@@ -1,6 +1,7 @@
 //! A registry's rate limit is one for all nodes that it counts as one: they keep it together.
 
 use anyhow::Result;
+use futures_util::future::try_join_all;
 use millrace_cluster_tests::condition::eventually;
 use millrace_cluster_tests::fake::{Canned, Then, When};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
@@ -22,20 +23,49 @@ async fn limited(scene: &Scene, node: usize) -> Result<Value> {
     Ok(limited.map_or(Value::Null, |endpoint| endpoint["limited"].clone()))
 }
 
-#[tokio::test]
-async fn what_one_node_is_refused_no_other_asks_until_the_limit_ends() -> Result<()> {
-    let scene = Scene::start(Fleet::of(2)).await?;
+/// Lets every node ask the upstream for something, so that it knows as whom it is counted.
+async fn introduce(scene: &Scene) -> Result<()> {
     let counted = Then::healthy()
         .header("docker-ratelimit-source", SOURCE)
         .header("ratelimit-remaining", "76;w=21600");
     scene.fake.on(When::get("/blobs/"), counted);
-    for home in 0..2 {
+    for home in 0..scene.fleet.size() {
         let (_, content) = scene.fleet.content_of_home(home, 1_000);
         scene.pull(home, &scene.add(&content), &content).await?;
     }
     scene.fake.heal();
+    Ok(())
+}
+
+fn refuse_everything(scene: &Scene) {
     let refusal = Canned::status(429).header("Retry-After", REFUSES);
     scene.fake.on(When::any("/v2/"), Then::answer(refusal));
+}
+
+#[tokio::test]
+async fn who_is_refused_through_the_home_does_not_ask_the_upstream_as_well() -> Result<()> {
+    let scene = Scene::start(Fleet::of(4)).await?;
+    introduce(&scene).await?;
+    refuse_everything(&scene);
+    let asked = scene.fake.records().len();
+    // The home is refused by the upstream, the others by the home: at once, before any gossip.
+    let (_, refused) = scene.fleet.content_of_home(0, 2_000);
+    let path = scene.add(&refused);
+    let ask = async |node: usize| {
+        let answer = scene.fleet.node(node).send(Request::get(&path)).await?;
+        anyhow::Ok(answer.status())
+    };
+    assert_eq!(try_join_all((1..4).map(ask)).await?, [503; 3]);
+    let records = scene.fake.records().split_off(asked);
+    assert_eq!(records.len(), 1, "{records:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_one_node_is_refused_no_other_asks_until_the_limit_ends() -> Result<()> {
+    let scene = Scene::start(Fleet::of(2)).await?;
+    introduce(&scene).await?;
+    refuse_everything(&scene);
     let ask = async |node: usize, path: &str| {
         let answer = scene.fleet.node(node).send(Request::get(path)).await?;
         anyhow::Ok(answer.status())

@@ -19,7 +19,7 @@ use millrace_protocol::wire::message::{
     Answer, AskHolds, AskVouch, BlobNews, HoldingsChange, HoldingsNews, MAX_ASKED_DIGESTS,
     MAX_CHAIN_VALUES, MAX_NAME_BYTES, MAX_ORIGINS, MAX_PROVENANCE, MAX_READ_CHUNKS,
     MAX_REASON_BYTES, MAX_SOURCES, MAX_TOLD_KEYS, OpenBlob, OriginName, Purpose, Question,
-    ReadChunks, Refusal, Role,
+    RateLimit, ReadChunks, Refusal, Role,
 };
 
 fn digest() -> Digest {
@@ -31,6 +31,13 @@ fn origin() -> OriginName {
         upstream: "docker.io".into(),
         repository: "library/alpine".parse().expect("valid"),
         credential: "anonymous".into(),
+    }
+}
+
+fn limit(source: Option<&str>) -> RateLimit {
+    RateLimit {
+        wait_ms: Some(90_000),
+        source: source.map(str::to_owned),
     }
 }
 
@@ -215,6 +222,14 @@ fn answers_keep_their_bounds() {
     let have = |count: usize| told(u64::MAX, HoldingsChange::Have(vec![key(); count]));
     assert!(frame::encode(&have(MAX_TOLD_KEYS)).is_ok());
     assert_eq!(broken(&have(MAX_TOLD_KEYS + 1)), "number of told keys");
+
+    let limited =
+        |source: &str| Answer::Refused(Refusal::RateLimited(long_origin(), limit(Some(source))));
+    assert!(frame::encode(&limited(&"s".repeat(MAX_NAME_BYTES))).is_ok());
+    assert_eq!(
+        broken(&limited(&"s".repeat(MAX_NAME_BYTES + 1))),
+        "length of a source"
+    );
 
     let header = Answer::Manifest {
         media_type: MediaType::new("text/plain\r\nx: y"),

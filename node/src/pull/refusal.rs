@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_protocol::wire::message::{OriginName, Refusal};
+use millrace_protocol::wire::message::{OriginName, RateLimit, Refusal};
 use tokio::time::Instant;
 
 use crate::store::Provenance;
@@ -49,8 +49,9 @@ pub(super) fn refusal(origin: Option<&Origin>, error: &PullError) -> Refusal {
         PullError::Fetch(FetchError::Denied { status, .. }) => Refusal::Denied(name, *status),
         PullError::Fetch(FetchError::RateLimited { retry_at, .. }) => {
             let wait = retry_at.map(|at| at.saturating_duration_since(Instant::now()));
-            let millis = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-            Refusal::RateLimited(name, millis)
+            let wait_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+            let source = origin.upstream.source();
+            Refusal::RateLimited(name, RateLimit { wait_ms, source })
         }
         PullError::Fetch(error) => Refusal::unavailable(name, error.to_string()),
         PullError::Incomplete { .. } | PullError::Late { .. } | PullError::Crowded { .. } => {
@@ -67,7 +68,7 @@ pub(super) fn refusal(origin: Option<&Origin>, error: &PullError) -> Refusal {
 /// Returns this node's error if another node's refusal is final for `origin`.
 ///
 /// A rate limit is final for an account, which is the same wherever it is used from; without one
-/// upstreams count addresses, and this node's may be another.
+/// only if the upstream counts both nodes as the same.
 pub(super) fn final_for(origin: &Origin, refusal: &Refusal, subject: Subject) -> Option<PullError> {
     let (Refusal::NotFound(name) | Refusal::Denied(name, _) | Refusal::RateLimited(name, _)) =
         refusal
@@ -80,12 +81,16 @@ pub(super) fn final_for(origin: &Origin, refusal: &Refusal, subject: Subject) ->
     let upstream: Arc<str> = origin.upstream.name().into();
     let subject = Arc::new(subject);
     let error = match refusal {
-        Refusal::RateLimited(_, _) if origin.upstream.credential().is_anonymous() => return None,
-        Refusal::RateLimited(_, wait) => FetchError::RateLimited {
-            upstream,
-            limit: Limit::Pulls,
-            retry_at: wait.map(|millis| Instant::now() + Duration::from_millis(millis)),
-        },
+        Refusal::RateLimited(_, RateLimit { wait_ms, source }) => {
+            if !origin.upstream.shares_limits(source.as_deref()) {
+                return None;
+            }
+            FetchError::RateLimited {
+                upstream,
+                limit: Limit::Pulls,
+                retry_at: wait_ms.map(|millis| Instant::now() + Duration::from_millis(millis)),
+            }
+        }
         Refusal::Denied(_, status) => FetchError::Denied {
             upstream,
             subject,

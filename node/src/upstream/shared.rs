@@ -10,7 +10,7 @@ use millrace_protocol::membership::{AllowanceWord, BudgetWord, MAX_BUDGET_WORDS}
 use millrace_protocol::node_id::NodeId;
 use tokio::time::Instant;
 
-use super::{Inner, Upstreams};
+use super::{Inner, Upstream, Upstreams};
 
 impl Upstreams {
     /// Returns what registries have told this node itself, limits in force first; at most
@@ -49,7 +49,24 @@ impl Upstreams {
     }
 }
 
+impl Upstream {
+    /// Returns whom the registry says that it counts when this node asks, if it has said so.
+    pub fn source(&self) -> Option<String> {
+        self.inner.endpoints[0].own_budget(Instant::now()).source
+    }
+
+    /// Whether a limit that a node with the same credential ran into, which the registry counts as
+    /// `source`, is this node's as well.
+    pub fn shares_limits(&self, source: Option<&str>) -> bool {
+        self.inner.shares_limits(source)
+    }
+}
+
 impl Inner {
+    fn shares_limits(&self, source: Option<&str>) -> bool {
+        !self.credential.is_anonymous() || self.endpoints[0].is_counted_as(source)
+    }
+
     fn budget_word(&self, now: Instant) -> Option<BudgetWord> {
         let own = self.endpoints[0].own_budget(now);
         if own.allowance.is_none() && own.pulls_wait.is_none() && own.requests_wait.is_none() {
@@ -72,12 +89,9 @@ impl Inner {
     }
 
     fn hear_budget(&self, from: NodeId, word: &BudgetWord, now: Instant) {
-        if word.credential != self.credential.as_str() {
-            return;
-        }
-        let endpoint = &self.endpoints[0];
-        if !self.credential.is_anonymous() || endpoint.is_counted_as(word.source.as_deref()) {
-            endpoint.hear_budget(from, word, now);
+        let is_same = word.credential == self.credential.as_str();
+        if is_same && self.shares_limits(word.source.as_deref()) {
+            self.endpoints[0].hear_budget(from, word, now);
         }
     }
 }

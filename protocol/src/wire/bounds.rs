@@ -151,7 +151,12 @@ impl HoldingsChange {
 impl Refusal {
     fn check_bounds(&self) -> Check {
         match self {
-            Self::NotFound(origin) | Self::RateLimited(origin, _) => check_origin(origin),
+            Self::NotFound(origin) => check_origin(origin),
+            Self::RateLimited(origin, limit) => {
+                let source = limit.source.as_deref().unwrap_or_default();
+                check_name("length of a source", source)?;
+                check_origin(origin)
+            }
             Self::Denied(origin, status) => {
                 within("status of a refusal", (*status).into(), 400, 499)?;
                 check_origin(origin)

@@ -328,6 +328,15 @@ pub enum Holding {
     },
 }
 
+/// A rate limit that a node has run into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// In how many milliseconds the upstream may be asked again, if that is known.
+    pub wait_ms: Option<u64>,
+    /// Whom the upstream says that it counts when the node asks.
+    pub source: Option<String>,
+}
+
 /// Why something cannot be given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
@@ -335,8 +344,8 @@ pub enum Refusal {
     NotFound(OriginName),
     /// The upstream has refused this origin with 401 or 403.
     Denied(OriginName, u16),
-    /// The upstream limits the rate; it may be asked again after so many milliseconds.
-    RateLimited(OriginName, Option<u64>),
+    /// The upstream limits the rate.
+    RateLimited(OriginName, RateLimit),
     /// The upstream cannot be reached or failed; the reason is for people.
     Unavailable(OriginName, String),
     /// None of the origins is configured here.

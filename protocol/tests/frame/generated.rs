@@ -7,8 +7,8 @@ use millrace_protocol::placement::Key;
 use millrace_protocol::wire::frame::{self, HEADER_BYTES};
 use millrace_protocol::wire::message::{
     Answer, AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, MAX_ORIGINS,
-    MAX_READ_CHUNKS, MAX_SOURCES, OpenBlob, OriginName, Purpose, Question, ReadChunks, RecallTag,
-    Refusal, ResolveTag, Role,
+    MAX_READ_CHUNKS, MAX_SOURCES, OpenBlob, OriginName, Purpose, Question, RateLimit, ReadChunks,
+    RecallTag, Refusal, ResolveTag, Role,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -156,8 +156,12 @@ fn any_refusal() -> impl Strategy<Value = Refusal> {
     prop_oneof![
         any_origin().prop_map(Refusal::NotFound),
         (any_origin(), 400..500_u16).prop_map(|(origin, status)| Refusal::Denied(origin, status)),
-        (any_origin(), any::<Option<u64>>())
-            .prop_map(|(origin, after)| Refusal::RateLimited(origin, after)),
+        (any_origin(), any::<Option<u64>>(), any::<Option<u8>>()).prop_map(
+            |(origin, wait_ms, source)| {
+                let source = source.map(|byte| format!("192.0.2.{byte}"));
+                Refusal::RateLimited(origin, RateLimit { wait_ms, source })
+            }
+        ),
         (any_origin(), ".{0,400}")
             .prop_map(|(origin, reason)| Refusal::unavailable(origin, reason)),
         Just(Refusal::Unconfigured),

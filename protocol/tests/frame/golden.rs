@@ -11,7 +11,7 @@ use millrace_protocol::wire::message::{
 };
 
 use super::body::read_one;
-use super::{digest, key, node, origin, told};
+use super::{digest, key, limit, node, origin, told};
 
 /// One message of each kind, in the order of `frame.golden`.
 pub(super) fn golden_questions() -> Vec<Question> {
@@ -98,7 +98,7 @@ fn golden_answers() -> Vec<Answer> {
         ]),
         Answer::Refused(Refusal::NotFound(origin())),
         Answer::Refused(Refusal::Denied(origin(), 403)),
-        Answer::Refused(Refusal::RateLimited(origin(), Some(90_000))),
+        Answer::Refused(Refusal::RateLimited(origin(), limit(Some("192.0.2.1")))),
         Answer::Refused(Refusal::unavailable(origin(), "timed out".into())),
         Answer::Refused(Refusal::Unconfigured),
         Answer::Refused(Refusal::Absent),
