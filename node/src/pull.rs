@@ -358,29 +358,11 @@ impl Puller {
                 source: Source::Local,
             });
         }
-        let transfer = self.inner.fillers.table.get(digest);
-        if let Some(transfer) = transfer.as_ref().filter(|_| proof == Proof::Absent) {
-            self.share(origin, transfer).await?;
-        }
-        if let Some(size) = transfer.and_then(|transfer| {
-            let state = transfer.state();
-            state.size.filter(|_| state.is_confirmed())
-        }) {
-            return Ok(BlobHead {
-                size: Some(size),
-                source: Source::Upstream,
-            });
-        }
-        if let Some(neighbours) = &self.inner.neighbours
-            && let Some(size) = neighbours.size(digest).await
-        {
-            return Ok(BlobHead {
-                size: Some(size),
-                source: Source::Peer,
-            });
-        }
         let subject = digest.to_string();
         self.inner.negative.check(origin, &subject)?;
+        if let Some(head) = self.head_elsewhere(origin, digest, proof).await? {
+            return Ok(head);
+        }
         let Origin {
             upstream,
             repository,
@@ -394,6 +376,39 @@ impl Puller {
             size,
             source: Source::Upstream,
         })
+    }
+
+    /// Returns what is known of a blob that is on its way to this node or that another node has,
+    /// as soon as it may be told to this client: that a blob exists is no less than its bytes.
+    async fn head_elsewhere(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        proof: Proof,
+    ) -> Result<Option<BlobHead>, PullError> {
+        let transfer = self.inner.fillers.table.get(digest);
+        if let Some(transfer) = transfer.filter(|transfer| transfer.state().is_confirmed()) {
+            if proof == Proof::Absent {
+                self.share(origin, &transfer).await?;
+            }
+            let size = transfer.state().size;
+            let source = Source::Upstream;
+            return Ok(size.map(|_| BlobHead { size, source }));
+        }
+        let Some(neighbours) = &self.inner.neighbours else {
+            return Ok(None);
+        };
+        let Some((size, provenance)) = neighbours.examine(digest).await else {
+            return Ok(None);
+        };
+        if proof == Proof::Absent {
+            let access = &self.inner.access;
+            access.vouch(origin, digest, &provenance).await?;
+        }
+        Ok(Some(BlobHead {
+            size: Some(size),
+            source: Source::Peer,
+        }))
     }
 
     /// Returns a page of a repository's tags; `query` is passed to the upstream.

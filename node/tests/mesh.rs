@@ -281,10 +281,7 @@ async fn a_blob_on_its_way_is_what_it_is_being_fetched_as_and_not_what_others_as
     ] {
         let origin = asker.origin_of(upstream, repository);
         let refused = prompt(asker.puller.blob(&origin, &digest)).await;
-        assert!(
-            matches!(refused, Err(PullError::Fetch(FetchError::NotFound { .. }))),
-            "{upstream}/{repository}: {refused:?}"
-        );
+        assert!(is_not_found(&refused), "{origin}: {refused:?}");
     }
     assert!(!asker.holds(&digest).await, "it is still on its way");
     gate.send_replace(true);
@@ -294,6 +291,38 @@ async fn a_blob_on_its_way_is_what_it_is_being_fetched_as_and_not_what_others_as
         assert!(pulled.expect("pulled").0 == bytes);
         prompt(node.settled()).await;
         assert_eq!(node.store.provenance(&digest).await, [own.provenance()]);
+    }
+}
+
+fn is_not_found<T>(result: &Result<T, PullError>) -> bool {
+    matches!(result, Err(PullError::Fetch(FetchError::NotFound { .. })))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_tells_no_more_of_what_other_nodes_have_than_a_get() {
+    let mesh = mesh_with_login().await;
+    mesh.content.keep_to("team-a/app");
+    let bytes = noise(26, 2);
+    let digest = mesh.content.add(bytes.clone());
+    let [home, owner, asker] = along_the_way(&mesh, &digest);
+    let own = home.origin_of("corp", "team-a/app");
+    prompt(home.pull_as(&own, &digest)).await.expect("pulled");
+    prompt(home.settled()).await;
+    for node in [asker, owner] {
+        for (upstream, repository) in [("hub", "any/app"), ("corp", "team-b/app")] {
+            let origin = node.origin_of(upstream, repository);
+            let refused = prompt(node.puller.blob_head(&origin, &digest)).await;
+            assert!(is_not_found(&refused), "{origin}: {refused:?}");
+        }
+        let asked = mesh.gets("/team-a/app/blobs/");
+        let own = node.origin_of("corp", "team-a/app");
+        let head = prompt(node.puller.blob_head(&own, &digest)).await;
+        let head = head.expect("it belongs there");
+        assert_eq!(
+            (head.size, head.source),
+            (Some(bytes.len() as u64), Source::Peer)
+        );
+        assert_eq!(mesh.gets("/team-a/app/blobs/"), asked, "the home vouches");
     }
 }
 

@@ -19,8 +19,9 @@ use millrace_protocol::wire::message::{
 use crate::cluster::{Member, View};
 use crate::pull::directory::Word;
 use crate::pull::metrics::Answered;
+use crate::pull::refusal::provenance_of;
 use crate::pull::search::Search;
-use crate::store::Custody;
+use crate::store::{Custody, Provenance};
 
 use super::Neighbours;
 
@@ -135,8 +136,8 @@ impl Neighbours {
         while answers.next().await.is_some() {}
     }
 
-    /// Returns the size of a blob that another node has.
-    pub(in crate::pull) async fn size(&self, digest: &Digest) -> Option<u64> {
+    /// Returns the size of a blob that another node has, and what it was fetched as.
+    pub(in crate::pull) async fn examine(&self, digest: &Digest) -> Option<(u64, Vec<Provenance>)> {
         let mut search = self.search(digest, Purpose::Know);
         while let Some(peer) = search.next().await {
             let question = OpenBlob {
@@ -149,8 +150,11 @@ impl Neighbours {
             let Ok(mut news) = self.peers.open(peer, question).await else {
                 continue;
             };
-            if let Ok(Some(BlobNews::Opened { size, .. })) = news.next().await {
-                return Some(size);
+            if let Ok(Some(BlobNews::Opened {
+                size, provenance, ..
+            })) = news.next().await
+            {
+                return Some((size, provenance.iter().map(provenance_of).collect()));
             }
         }
         None
