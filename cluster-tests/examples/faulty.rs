@@ -21,8 +21,8 @@ use millrace_protocol::chunk::{CHUNK_BYTES, ChainHasher, ChainValue};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Algorithm;
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, ReadChunks,
-    RecallTag, Refusal, ResolveTag,
+    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, Question,
+    ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -127,6 +127,10 @@ impl Handler for Faulty {
 
     fn follow(&self, from: NodeId) -> BoxStream<'static, HoldingsChange> {
         self.own.follow(from)
+    }
+
+    fn waits_for_others(&self, question: &Question) -> bool {
+        self.own.waits_for_others(question)
     }
 
     fn others(&self, from: NodeId, question: ReadChunks) -> Vec<NodeId> {

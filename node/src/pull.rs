@@ -47,6 +47,7 @@ mod table;
 mod tag;
 mod take;
 mod transfer;
+mod waits;
 mod window;
 
 use std::sync::Arc;
@@ -82,6 +83,7 @@ use rank::Rank;
 use replicate::Replicas;
 use tag::Tags;
 use transfer::{Transfer, Waiter};
+use waits::Waits;
 
 /// Time within which a client gets headers; containerd gives up after 30 s (contract B5).
 const HEADER_BUDGET: Duration = Duration::from_secs(20);
@@ -124,6 +126,7 @@ struct Inner {
     listings: Listings,
     negative: Negative,
     neighbours: Option<Neighbours>,
+    waits: Waits,
     metrics: Metrics,
 }
 
@@ -136,6 +139,7 @@ struct Surroundings {
     /// The other nodes, in a cluster.
     neighbours: Option<Neighbours>,
     replicas: Option<Replicas>,
+    waits: Waits,
 }
 
 impl Puller {
@@ -147,8 +151,7 @@ impl Puller {
         tasks: &Tasks,
     ) -> Self {
         let negative = Negative::new(config.negative_ttl);
-        let neighbours =
-            cluster.map(|(members, peers)| Neighbours::new(members, peers, config.holds_patience));
+        let neighbours = cluster.map(|(members, peers)| Neighbours::new(members, peers, &config));
         if let Some(neighbours) = &neighbours {
             neighbours.follow(tasks);
             store.keep_room(Arc::new(neighbours.clone()), tasks);
@@ -156,12 +159,14 @@ impl Puller {
         let replicas = neighbours
             .clone()
             .map(|neighbours| Replicas::new(neighbours, tasks.clone(), config.replicas));
+        let waits = Waits::default();
         let surroundings = Surroundings {
             store: store.clone(),
             tasks: tasks.clone(),
             negative: negative.clone(),
             neighbours: neighbours.clone(),
             replicas,
+            waits: waits.clone(),
         };
         let access = Access::new(&config, surroundings.clone());
         let manifests = Manifests::new(surroundings.clone());
@@ -176,6 +181,7 @@ impl Puller {
             access,
             negative,
             neighbours,
+            waits,
             metrics: Metrics::default(),
         };
         Self {

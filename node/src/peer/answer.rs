@@ -14,7 +14,7 @@ use millrace_protocol::wire::message::{
 };
 use quinn::{RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{Span, debug};
 
 use super::ask::kind;
@@ -87,8 +87,8 @@ impl Exchange {
         match question.unwrap_or(Err(ReadFailure::Silent)) {
             Ok(question) => {
                 self.links.metrics.answering(kind(&question));
-                let (replies, slot) = self.replies(question);
-                self.send(replies).await;
+                let (replies, slot) = self.replies(question.clone());
+                self.send(&question, replies).await;
                 drop(slot);
             }
             Err(failure) => self.turn_away(&failure),
@@ -171,19 +171,33 @@ impl Exchange {
         (events.map(chunk_reply).boxed(), Some(slot))
     }
 
-    /// Sends replies as they come, and *pending* in between, until the peer has heard enough.
-    async fn send(&mut self, mut replies: BoxStream<'static, Reply>) {
+    /// Sends replies as they come, and *pending* in between, until the peer has heard enough; or
+    /// until it is clear that nothing comes of the first.
+    async fn send(&mut self, question: &Question, mut replies: BoxStream<'static, Reply>) {
         let unheard = self.outbox.unheard();
         tokio::pin!(unheard);
         let mut pending = interval(self.links.config.pending);
         pending.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Since when this node's own work is all that there is; `None` behind the first reply.
+        let mut working = Some(Instant::now());
         loop {
             let reply = tokio::select! {
                 biased;
                 () = &mut unheard => return,
-                reply = replies.next() => reply,
+                reply = replies.next() => {
+                    working = None;
+                    reply
+                }
                 // The first tick is at once: what takes any time is pending.
-                _ = pending.tick() => Some((Answer::Pending, Vec::new())),
+                _ = pending.tick() => {
+                    if self.handler.waits_for_others(question) {
+                        working = working.map(|_| Instant::now());
+                    }
+                    if working.is_some_and(|since| since.elapsed() > self.links.config.own_work) {
+                        return self.give_up_own_work();
+                    }
+                    Some((Answer::Pending, Vec::new()))
+                }
             };
             let Some(reply) = reply else {
                 return self.outbox.finish();
@@ -193,6 +207,13 @@ impl Exchange {
             }
             pending.reset();
         }
+    }
+
+    fn give_up_own_work(&mut self) {
+        let peer = self.link.peer.short();
+        tracing::warn!(peer.id = %peer, "this node does not get on with an answer to a peer");
+        self.links.metrics.rejected(Reject::Stuck);
+        self.outbox.reset(Code::Stuck);
     }
 
     async fn send_one(&mut self, (answer, bytes): Reply) -> Result<(), WriteFailure> {

@@ -138,6 +138,7 @@ impl Asked {
         match failure {
             ReadFailure::Silent => PeerError::Silent { peer },
             ReadFailure::Truncated => self.broken_off(),
+            ReadFailure::Reset(code) if code == Code::Stuck.number() => PeerError::Stuck { peer },
             ReadFailure::Reset(code) => PeerError::BrokenOff {
                 peer,
                 code: code.into_inner(),

@@ -24,6 +24,10 @@ pub struct Config {
     /// How often a peer that waits for an answer is told that it is being worked on. Default 1 s,
     /// as SPEC.md says.
     pub pending: Duration,
+    /// How long this node may work on its first answer to a blob, manifest or tag without waiting for
+    /// anybody else, before the peer is told that nothing comes of it. Shorter, a busy disk sends
+    /// peers away; longer, a hung one makes their clients wait. Default 8 s.
+    pub own_work: Duration,
     /// How long a peer may take to send its question. Default 5 s.
     pub question_patience: Duration,
     /// How long a peer may take in nothing of what is sent to it before the stream is given up,
@@ -45,6 +49,7 @@ impl Default for Config {
             connect_patience: Duration::from_secs(1),
             silence: Duration::from_secs(3),
             pending: Duration::from_secs(1),
+            own_work: Duration::from_secs(8),
             question_patience: Duration::from_secs(5),
             stall: Duration::from_secs(10),
             back_off: Duration::from_secs(1),

@@ -31,6 +31,12 @@ pub enum PeerError {
         /// Who was asked.
         peer: NodeId,
     },
+    /// The peer lives, and does not get on with its answer.
+    #[error("peer {peer} does not get on with its answer")]
+    Stuck {
+        /// Who was asked.
+        peer: NodeId,
+    },
     /// The connection ended.
     #[error("connection to peer {peer} is lost")]
     Lost {

@@ -11,7 +11,7 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, MediaType};
 use millrace_protocol::wire::message::{
     AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName,
-    ReadChunks, RecallTag, Refusal, ResolveTag,
+    Question, ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 use tokio::sync::watch;
 
@@ -34,7 +34,7 @@ pub trait Members: Debug + Send + Sync + 'static {
 /// Answers the questions of peers.
 ///
 /// A future or stream that is returned is dropped when the peer goes away. While it has nothing
-/// to say the peer is told *pending*, so it may take as long as it must.
+/// to say the peer is told *pending*, so it may take as long as it must, if it waits for others.
 pub trait Handler: Debug + Send + Sync + 'static {
     /// Tells about a blob, as the question's role demands, in the order of SPEC.md "Open".
     ///
@@ -83,6 +83,12 @@ pub trait Handler: Debug + Send + Sync + 'static {
     /// Who tells nothing is asked instead.
     fn follow(&self, _from: NodeId) -> BoxStream<'static, HoldingsChange> {
         Box::pin(stream::pending())
+    }
+
+    /// Whether somebody else is waited for now, before there can be a first answer to a question. If
+    /// not for too long, the question is given up: who asks had better ask elsewhere.
+    fn waits_for_others(&self, _question: &Question) -> bool {
+        true
     }
 
     /// Names who else may have the chunks, for a peer that finds all upload slots taken.

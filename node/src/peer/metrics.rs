@@ -38,6 +38,8 @@ pub(super) enum Reject {
     Busy,
     /// A connection while too many others were being made.
     Crowded,
+    /// A question on which this node's own work does not get on.
+    Stuck,
 }
 
 impl EncodeLabelValue for Kind {
@@ -66,6 +68,7 @@ impl EncodeLabelValue for Reject {
             Self::Stalled => "stalled",
             Self::Busy => "busy",
             Self::Crowded => "crowded",
+            Self::Stuck => "stuck",
         };
         name.encode(encoder)
     }

@@ -20,6 +20,8 @@ pub(super) enum Code {
     Late = 3,
     /// Nothing was taken in for too long.
     Stalled = 4,
+    /// The work on the answer does not get on, and waits for nobody else.
+    Stuck = 5,
 }
 
 impl Code {

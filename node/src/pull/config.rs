@@ -38,6 +38,11 @@ pub struct Config {
     /// Shorter, a busy member's copy is overlooked and fetched again; longer, a member that hangs
     /// and is not suspect yet delays each miss.
     pub holds_patience: Duration,
+    /// How long a node that was asked for content may bring nothing although it lives, for each that
+    /// it may wait for in turn: once for a holder, twice for a home, three times for an owner.
+    /// Longer than an upstream may take to open a blob (20 s), or a home that waits for it is left;
+    /// and not much longer, because clients have been refused by then. Default 30 s.
+    pub hop_patience: Duration,
     /// Owners of a zone that keep a copy of what one of them pulls. Default 1: the first alone.
     pub replicas: usize,
 }
@@ -66,6 +71,7 @@ impl Default for Config {
             access_grace: Duration::from_secs(3 * 24 * 3_600),
             negative_ttl: Duration::from_secs(30),
             holds_patience: Duration::from_millis(250),
+            hop_patience: Duration::from_secs(30),
             replicas: 1,
         }
     }

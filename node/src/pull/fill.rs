@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use millrace_protocol::chunk::CHUNK_BYTES;
+use millrace_protocol::placement::Key;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::store::{Sidecar, Store};
@@ -27,6 +28,7 @@ use super::replicate::{Kind, Replicas};
 use super::sink::Sink;
 use super::table::Table;
 use super::transfer::{Phase, State, Supply, Transfer};
+use super::waits::Waits;
 
 /// Most fills that go on without anybody waiting for them.
 const MAX_ORPHANS: usize = 8;
@@ -41,6 +43,7 @@ pub(super) struct Fillers {
     pub(super) chains: Chains,
     neighbours: Option<Neighbours>,
     replicas: Option<Replicas>,
+    waits: Waits,
     orphans: Arc<Semaphore>,
     /// Tells fills without waiters to make way.
     pressure: Arc<Notify>,
@@ -63,6 +66,7 @@ impl Fillers {
             negative,
             neighbours,
             replicas,
+            waits,
         } = surroundings;
         Self {
             chains: Chains::new(store.clone(), tasks.clone()),
@@ -72,6 +76,7 @@ impl Fillers {
             table: Table::default(),
             neighbours,
             replicas,
+            waits,
             orphans: Arc::new(Semaphore::new(MAX_ORPHANS)),
             pressure: Arc::default(),
         }
@@ -153,6 +158,8 @@ impl Filler {
     /// # Errors
     /// The transfer has to end, although there may be others to ask.
     async fn supply(&self, sink: &Sink, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
+        let key = Key::of_digest(&self.transfer.digest);
+        let _waiting = self.shared.waits.begin(key);
         if let Some(neighbours) = self.neighbours()
             && self.borrow(neighbours, sink, far).await?
         {

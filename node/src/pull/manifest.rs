@@ -22,6 +22,7 @@ use super::origin::{Origin, Source};
 use super::promise::Promise;
 use super::rank::Rank;
 use super::replicate::Replicas;
+use super::waits::Waits;
 use super::{HEADER_BUDGET, Surroundings};
 
 use flight::FlightTable;
@@ -50,6 +51,7 @@ pub(super) struct Manifests {
     pub(super) negative: Negative,
     pub(super) neighbours: Option<Neighbours>,
     replicas: Option<Replicas>,
+    pub(super) waits: Waits,
     cache: Cache<Digest, ManifestAnswer>,
     flights: Arc<Mutex<FlightTable>>,
 }
@@ -68,6 +70,7 @@ impl Manifests {
             negative,
             neighbours,
             replicas,
+            waits,
         } = surroundings;
         Self {
             store,
@@ -75,6 +78,7 @@ impl Manifests {
             negative,
             neighbours,
             replicas,
+            waits,
             cache,
             flights: Arc::default(),
         }

@@ -52,7 +52,7 @@ struct Searched {
 struct PassedOver {
     /// `owner`, `home` or `holder`.
     role: &'static str,
-    /// `refused`, `silent`, `unreachable` or `broken`.
+    /// `refused`, `silent`, `stuck`, `unreachable` or `broken`.
     reason: &'static str,
 }
 
@@ -124,6 +124,7 @@ impl HopMetrics {
         let reason = match error {
             PeerError::Refused { .. } => "refused",
             PeerError::Silent { .. } => "silent",
+            PeerError::Stuck { .. } => "stuck",
             PeerError::NoMember { .. } | PeerError::Unreachable { .. } => "unreachable",
             _ => "broken",
         };

@@ -17,12 +17,13 @@ use millrace_protocol::wire::message::Role;
 use moka::sync::Cache;
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::cluster::View;
 use crate::peer::{Members, PeerError, Peers};
 use crate::task::Tasks;
 
+use super::config::Config;
 use super::directory::{Directory, HoldingsStatus};
 use super::follow::Follower;
 use super::metrics::{FoundOut, HoldingsGauges, HopMetrics};
@@ -60,6 +61,7 @@ pub(super) struct Neighbours {
     pub(super) directory: Directory,
     memory: Arc<Semaphore>,
     holds_patience: Duration,
+    hop_patience: Duration,
     pub(super) metrics: HopMetrics,
 }
 
@@ -71,7 +73,7 @@ pub(super) struct Hop {
 }
 
 impl Neighbours {
-    pub(super) fn new(members: Arc<dyn Members>, peers: Peers, holds_patience: Duration) -> Self {
+    pub(super) fn new(members: Arc<dyn Members>, peers: Peers, config: &Config) -> Self {
         let distrusted = Cache::builder()
             .max_capacity(MAX_DISTRUSTED)
             .time_to_live(DISTRUST)
@@ -82,7 +84,8 @@ impl Neighbours {
             distrusted,
             directory: Directory::default(),
             memory: Arc::new(Semaphore::new(MAX_CHUNKS_IN_MEMORY)),
-            holds_patience,
+            holds_patience: config.holds_patience,
+            hop_patience: config.hop_patience,
             metrics: HopMetrics::default(),
         }
     }
@@ -179,6 +182,38 @@ impl Neighbours {
     /// As [`Neighbours::memory`], but only what is free now.
     pub(super) fn try_memory(&self, chunks: u32) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.memory).try_acquire_many_owned(chunks).ok()
+    }
+
+    /// Returns how long a hop that lives may bring nothing: it may wait for others, and those for
+    /// others still, so that who is next to the cause leaves it first.
+    pub(super) fn hop_patience(&self, role: Role) -> Duration {
+        let in_turn = match role {
+            Role::Holder => 1,
+            Role::Home => 2,
+            Role::Owner => 3,
+        };
+        self.hop_patience * in_turn
+    }
+
+    /// Waits for the first that a hop has to say, as long as it may take; one that gets nowhere is
+    /// then left alone.
+    ///
+    /// # Errors
+    /// `Stuck` when it says that, or says nothing but that it lives; else those of `asking`.
+    /// # Cancel safety
+    /// That of `asking`.
+    pub(super) async fn in_time<T>(
+        &self,
+        hop: Hop,
+        asking: impl Future<Output = Result<T, PeerError>>,
+    ) -> Result<T, PeerError> {
+        let peer = hop.peer;
+        let asked = timeout(self.hop_patience(hop.role), asking).await;
+        let answer = asked.unwrap_or(Err(PeerError::Stuck { peer }));
+        if matches!(answer, Err(PeerError::Stuck { .. })) {
+            self.leave_alone(peer);
+        }
+        answer
     }
 
     /// Notes that a hop could not help.

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use crate::peer::PeerError;
 use crate::task::Tasks;
 
-use super::neighbours::Neighbours;
+use super::neighbours::{Hop, Neighbours};
 
 /// Most contents that other owners are being asked for; further ones are left out.
 const MAX_RUNNING: usize = 32;
@@ -107,9 +107,14 @@ impl Replicas {
             zone: self.neighbours.view().zone().to_owned(),
             have: 0,
         };
-        let mut news = self.neighbours.peers.open(peer, question).await?;
+        let hop = Hop {
+            peer,
+            role: question.role,
+        };
+        let opening = self.neighbours.peers.open(peer, question);
+        let mut news = self.neighbours.in_time(hop, opening).await?;
         // As long as this node listens the other one has a reason to pull.
-        while let Some(news) = news.next().await? {
+        while let Some(news) = self.neighbours.in_time(hop, news.next()).await? {
             if news == BlobNews::Whole {
                 break;
             }
@@ -128,7 +133,12 @@ impl Replicas {
             role: Role::Owner,
             origins,
         };
-        self.neighbours.peers.manifest(peer, question).await?;
+        let hop = Hop {
+            peer,
+            role: question.role,
+        };
+        let asking = self.neighbours.peers.manifest(peer, question);
+        self.neighbours.in_time(hop, asking).await?;
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ use super::error::PullError;
 use super::neighbours::{HOPS_PATIENCE, Neighbours};
 use super::origin::Origin;
 use super::rank::Rank;
+use super::waits::Waits;
 use super::{HEADER_BUDGET, refusal};
 
 /// Time that members have to say what they remember.
@@ -38,11 +39,16 @@ pub(super) enum Resolved {
 ///
 /// # Errors
 /// Why the upstream does not tell.
-pub(super) async fn ask_upstream(origin: &Origin, tag: &Tag) -> Result<Resolved, PullError> {
+pub(super) async fn ask_upstream(
+    waits: &Waits,
+    origin: &Origin,
+    tag: &Tag,
+) -> Result<Resolved, PullError> {
     let Origin {
         upstream,
         repository,
     } = origin;
+    let _waiting = waits.begin(Key::of_tag(upstream.name(), repository, tag));
     let reference = Reference::Tag(tag.clone());
     let deadline = Instant::now() + HEADER_BUDGET;
     let head = upstream
@@ -83,7 +89,8 @@ pub(super) async fn ask_homes(
             tag: tag.clone(),
             max_age_ms: u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX),
         };
-        match neighbours.peers.resolve(hop.peer, question).await {
+        let asking = neighbours.peers.resolve(hop.peer, question);
+        match neighbours.in_time(*hop, asking).await {
             Ok(answer) => return Ok(Some(answer)),
             Err(error) => {
                 neighbours.passed_over(*hop, &error);

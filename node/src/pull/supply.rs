@@ -21,9 +21,10 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, RepositoryName};
+use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{
     AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName,
-    Purpose, ReadChunks, RecallTag, Refusal, ResolveTag,
+    Purpose, Question, ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 
 use crate::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
@@ -261,6 +262,19 @@ impl Handler for Supplier {
     ) -> BoxFuture<'static, Result<Duration, Refusal>> {
         let shared = Arc::clone(&self.shared);
         async move { shared.vouch(question).await }.boxed()
+    }
+
+    fn waits_for_others(&self, question: &Question) -> bool {
+        let key = match question {
+            Question::Open(OpenBlob { digest, .. })
+            | Question::Manifest(AskManifest { digest, .. }) => Key::of_digest(digest),
+            Question::Resolve(ResolveTag { origin, tag, .. }) => {
+                Key::of_tag(&origin.upstream, &origin.repository, tag)
+            }
+            // They have bounds of their own, or need no answer.
+            _ => return true,
+        };
+        self.shared.puller.inner.waits.contains(key)
     }
 
     fn follow(&self, from: NodeId) -> BoxStream<'static, HoldingsChange> {

@@ -216,7 +216,8 @@ impl Tags {
     }
 
     async fn stated(&self, origin: &Origin, tag: &Tag) -> Result<Stated, PullError> {
-        let fetched = match resolve::ask_upstream(origin, tag).await? {
+        let waits = &self.shared.manifests.waits;
+        let fetched = match resolve::ask_upstream(waits, origin, tag).await? {
             Resolved::Digest(digest) => return Ok(Stated::Digest(digest)),
             Resolved::Manifest(fetched) => fetched,
         };

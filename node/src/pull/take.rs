@@ -88,17 +88,20 @@ impl Take<'_> {
             zone: self.neighbours.view().zone().to_owned(),
             have: self.transfer.state().checked_chunks(),
         };
-        let opened = self.neighbours.peers.open(hop.peer, question).await;
-        let mut news = match opened {
-            Ok(news) => news,
-            Err(error) => return Ok(self.passed_over(hop, &error)),
+        let opening = async {
+            let mut news = self.neighbours.peers.open(hop.peer, question).await?;
+            let first = news.next().await?;
+            Ok((first, news))
         };
-        match news.next().await {
-            Ok(Some(BlobNews::Opened {
-                size,
-                provenance,
-                sources,
-            })) => {
+        match self.neighbours.in_time(hop, opening).await {
+            Ok((
+                Some(BlobNews::Opened {
+                    size,
+                    provenance,
+                    sources,
+                }),
+                news,
+            )) => {
                 let provenance = provenance.iter().map(provenance_of).collect();
                 if !self.learn(size, provenance) {
                     return Ok(Ended::PassedOver);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{self, BoxFuture};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use millrace::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
@@ -28,6 +28,10 @@ pub(crate) struct Liar {
     pub(crate) size: u64,
     /// Whether it sends nothing at all.
     pub(crate) mute: bool,
+    /// Whether it answers nothing that it is asked for content, and lives.
+    pub(crate) hesitates: bool,
+    /// How many chunks it has, from the first on, if not all; of the others it says *not yet*.
+    pub(crate) here: Option<u32>,
     /// What it answers about every content.
     pub(crate) holding: Holding,
     /// What it tells of its holdings before it falls silent.
@@ -68,6 +72,8 @@ impl Liar {
             chained: bytes.to_vec(),
             size: bytes.len() as u64,
             mute: false,
+            hesitates: false,
+            here: None,
             holding: Holding::No,
             told: Vec::new(),
             made_up: 0,
@@ -84,6 +90,9 @@ impl Liar {
     }
 
     fn chunk(&self, index: u32) -> ChunkEvent {
+        if self.here.is_some_and(|here| index >= here) {
+            return ChunkEvent::NotYet;
+        }
         let start = u64::from(index) * CHUNK_BYTES;
         let end = (start + CHUNK_BYTES).min(self.size);
         let mut bytes = self.sent.clone();
@@ -99,6 +108,9 @@ impl Liar {
 
 impl Handler for Liar {
     fn open(&self, _: NodeId, _: OpenBlob) -> BoxStream<'static, Result<BlobNews, Refusal>> {
+        if self.hesitates {
+            return stream::pending().boxed();
+        }
         let opened = BlobNews::Opened {
             size: self.size,
             provenance: Vec::new(),
@@ -106,6 +118,7 @@ impl Handler for Liar {
         };
         let mut news = vec![Ok(opened)];
         let mut values = self.chain();
+        values.truncate(self.here.map_or(values.len(), |here| here as usize));
         if let Some(far) = &self.far {
             let rest = values.split_off(1);
             news.push(Ok(BlobNews::Chain { first: 0, values }));
@@ -155,10 +168,16 @@ impl Handler for Liar {
         _: NodeId,
         _: AskManifest,
     ) -> BoxFuture<'static, Result<PeerManifest, Refusal>> {
+        if self.hesitates {
+            return future::pending().boxed();
+        }
         async { Err(Refusal::Absent) }.boxed()
     }
 
     fn resolve(&self, _: NodeId, _: ResolveTag) -> BoxFuture<'static, Result<PeerTag, Refusal>> {
+        if self.hesitates {
+            return future::pending().boxed();
+        }
         async { Err(Refusal::Unable) }.boxed()
     }
 

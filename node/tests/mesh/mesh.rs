@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -200,10 +201,16 @@ pub(crate) struct Node {
     pub(crate) supplier: Supplier,
     upstreams: Upstreams,
     metrics: Metrics,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Node {
+    /// Returns where the store keeps a blob.
+    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        let blobs = self.folder.path().join("store/blobs/sha256");
+        blobs.join(&digest.hex()[..2]).join(digest.hex())
+    }
+
     pub(crate) fn member(&self) -> Member {
         member(self.id, &self.zone, self.address)
     }
@@ -328,6 +335,8 @@ pub(crate) struct Settings {
     pub(crate) pull: pull::Config,
     /// Bytes of each store.
     pub(crate) max_size: u64,
+    /// How long a node may work on an answer without waiting for others.
+    pub(crate) own_work: Duration,
     /// User and password for the upstream.
     pub(crate) login: Option<(String, String)>,
 }
@@ -337,6 +346,7 @@ impl Default for Settings {
         Self {
             pull: pull::Config::default(),
             max_size: 256 * 1024 * 1024,
+            own_work: peer::Config::default().own_work,
             login: None,
         }
     }
@@ -543,7 +553,11 @@ async fn node(zone: &str, upstream: &str, settings: Settings) -> Node {
     };
     let store = Store::open(&store, &tasks).await.expect("opens");
     let members = Arc::new(Given::alone(identity.id(), zone));
-    let peers = Peers::bind(&patient(), &identity, members.clone(), &tasks).expect("binds");
+    let config = peer::Config {
+        own_work: settings.own_work,
+        ..patient()
+    };
+    let peers = Peers::bind(&config, &identity, members.clone(), &tasks).expect("binds");
     let cluster: Arc<dyn Members> = members.clone();
     let neighbours = Some((cluster, peers.clone()));
     let config = pull::Config {
@@ -568,6 +582,6 @@ async fn node(zone: &str, upstream: &str, settings: Settings) -> Node {
         supplier,
         upstreams,
         metrics,
-        _folder: folder,
+        folder,
     }
 }

@@ -159,7 +159,12 @@ impl Manifests {
             role: hop.role,
             origins: flight.candidates.lock().origin_names(),
         };
-        match neighbours.peers.manifest(hop.peer, question).await {
+        let answer = {
+            let _waiting = self.waits.begin(Key::of_digest(digest));
+            let asking = neighbours.peers.manifest(hop.peer, question);
+            neighbours.in_time(hop, asking).await
+        };
+        match answer {
             Ok(manifest) => self.take_over(neighbours, digest, hop, manifest).await,
             Err(error) => {
                 neighbours.passed_over(hop, &error);
@@ -232,9 +237,11 @@ impl Manifests {
             upstream,
             repository,
         } = origin;
-        let fetched = upstream
-            .fetch_manifest(repository, &reference, deadline)
-            .await?;
+        let fetched = {
+            let _waiting = self.waits.begin(Key::of_digest(digest));
+            let fetching = upstream.fetch_manifest(repository, &reference, deadline);
+            fetching.await?
+        };
         self.verify(origin, digest, fetched).await
     }
 }

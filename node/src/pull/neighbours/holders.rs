@@ -23,7 +23,7 @@ use crate::pull::refusal::provenance_of;
 use crate::pull::search::Search;
 use crate::store::{Custody, Provenance};
 
-use super::Neighbours;
+use super::{Hop, Neighbours};
 
 /// Round trips that a far member has to say what it holds.
 const HOLDS_ROUND_TRIPS: u32 = 3;
@@ -147,12 +147,12 @@ impl Neighbours {
                 zone: self.view().zone().to_owned(),
                 have: 0,
             };
-            let Ok(mut news) = self.peers.open(peer, question).await else {
-                continue;
-            };
+            let role = question.role;
+            let opening = async { self.peers.open(peer, question).await?.next().await };
+            let opened = self.in_time(Hop { peer, role }, opening).await;
             if let Ok(Some(BlobNews::Opened {
                 size, provenance, ..
-            })) = news.next().await
+            })) = opened
             {
                 return Some((size, provenance.iter().map(provenance_of).collect()));
             }

@@ -59,6 +59,8 @@ pub(super) struct Session<'a> {
     reading: Option<Reading>,
     /// When the source was asked, or last brought a chunk; or the hop a value for one that waits.
     heard: Instant,
+    /// When anything of the blob last came: a chunk, or news of the hop.
+    got_on: Instant,
     writes: Writes<'a>,
     /// Chunks that did not fit the chain, and who sent them.
     wrong: Vec<(u32, NodeId)>,
@@ -97,6 +99,7 @@ impl<'a> Session<'a> {
             chain,
             reading: None,
             heard: Instant::now(),
+            got_on: Instant::now(),
             writes: Writes::new(take, size),
             wrong: Vec::new(),
             wrong_whole: None,
@@ -115,6 +118,7 @@ impl<'a> Session<'a> {
             .neighbours
             .memory(CHUNKS_IN_MEMORY.min(self.chunks().max(1)))
             .await;
+        self.got_on = Instant::now();
         loop {
             if let Some(stretch) = &self.stretch {
                 self.writes.begin(stretch, &self.chain.borrow());
@@ -138,6 +142,7 @@ impl<'a> Session<'a> {
                 }
             };
             let stalled = self.heard + self.patience();
+            let stuck = self.got_on + self.take.neighbours.hop_patience(self.hop.role);
             tokio::select! {
                 news = next_news(&mut self.news) => {
                     if let Some(ended) = self.handle_news(news) {
@@ -167,8 +172,18 @@ impl<'a> Session<'a> {
                         return Ok(ended);
                     }
                 }
+                () = tokio::time::sleep_until(stuck), if !self.writes.are_running() => {
+                    return Ok(self.stuck());
+                }
             }
         }
+    }
+
+    /// Leaves a hop that lives and says *not yet* and no more: its own hop, or its disk, may be stuck.
+    fn stuck(&self) -> Ended {
+        let peer = self.hop.peer;
+        self.take.neighbours.leave_alone(peer);
+        self.take.passed_over(self.hop, &PeerError::Stuck { peer })
     }
 
     /// Returns what to do next. A chunk that has arrived and is not written yet is still missing

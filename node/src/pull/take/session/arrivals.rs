@@ -30,6 +30,7 @@ impl Session<'_> {
         match event {
             Ok(ChunkEvent::Chunk { index, bytes }) => {
                 self.heard = Instant::now();
+                self.got_on = self.heard;
                 self.writes.push(Chunk {
                     source,
                     index,
@@ -93,6 +94,7 @@ impl Session<'_> {
                 advance(state, range.end);
             }),
         }
+        self.got_on = Instant::now();
         self.confirm()?;
         let metrics = &self.take.neighbours.metrics;
         metrics.received_bytes.inc_by(length);
@@ -121,6 +123,7 @@ impl Session<'_> {
         let neighbours = self.take.neighbours;
         match event {
             LaneEvent::Here(index) => {
+                self.got_on = Instant::now();
                 self.taking.handle_chunk_of_lane(index);
                 return self.confirm();
             }

@@ -28,6 +28,7 @@ impl Session<'_> {
         &mut self,
         news: Result<Option<BlobNews>, PeerError>,
     ) -> Option<Ended> {
+        self.got_on = Instant::now();
         match news {
             Ok(Some(BlobNews::Chain { first, values })) => {
                 let before = self.chained();

@@ -1,0 +1,193 @@
+//! Members that live and do not get on: they are waited for as long as they may wait for others,
+//! then left, and whoever comes next does not wait for them again.
+
+#[path = "upstream/fake.rs"]
+#[expect(dead_code, reason = "shared with the tests of the upstream room")]
+mod fake;
+#[path = "mesh/liar.rs"]
+mod liar;
+#[path = "mesh/mesh.rs"]
+#[expect(dead_code, reason = "shared with the tests of a mesh")]
+mod mesh;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use liar::Liar;
+use mesh::{Mesh, Node, Settings, eventually, noise, prompt};
+use millrace::peer::Peers;
+use millrace::pull;
+use millrace_protocol::oci::Digest;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use tokio::sync::watch;
+
+/// A patience with members that makes a test short; a home has twice as long.
+const HOP_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long the members of a test may work by themselves.
+const OWN_WORK: Duration = Duration::from_millis(500);
+
+/// A node whose home for everything behaves as `liar` says.
+async fn before(liar: Liar) -> (Mesh, Peers) {
+    let pull = pull::Config {
+        hop_patience: HOP_PATIENCE,
+        ..pull::Config::default()
+    };
+    let settings = Settings {
+        pull,
+        ..Settings::default()
+    };
+    let mesh = Mesh::strangers_with(&["a"], settings).await;
+    let home = mesh.add_home(Arc::new(liar));
+    (mesh, home)
+}
+
+fn hesitant() -> Liar {
+    Liar {
+        hesitates: true,
+        ..Liar::honest(&noise(0, 1))
+    }
+}
+
+/// Returns how often a home was left because it does not get on.
+fn left(node: &Node) -> u64 {
+    node.counted("millrace_pull_hops_passed_over_total{role=\"home\",reason=\"stuck\"}")
+}
+
+async fn pulls(node: &Node, digest: &Digest, bytes: &[u8]) {
+    let (pulled, _) = prompt(node.pull(digest)).await.expect("pulled");
+    assert!(pulled == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_opens_no_blob_is_left_and_not_asked_again() {
+    let (mesh, _home) = before(hesitant()).await;
+    let node = &mesh.nodes[0];
+    for seed in 1..3 {
+        let bytes = noise(seed, 2);
+        let digest = mesh.content.add(bytes.clone());
+        pulls(node, &digest, &bytes).await;
+    }
+    assert_eq!((left(node), node.asked("open")), (1, 1));
+    assert_eq!(node.puller.status().distrusted.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_gives_no_manifest_is_left_and_not_asked_again() {
+    let (mesh, _home) = before(hesitant()).await;
+    let node = &mesh.nodes[0];
+    for content in [b"{}".to_vec(), b"{ }".to_vec()] {
+        let digest = mesh.content.add(content.clone());
+        let pulled = prompt(node.manifest(&digest.to_string())).await;
+        assert_eq!(pulled.expect("pulled"), content);
+    }
+    assert_eq!((left(node), node.asked("manifest")), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_resolves_no_tag_is_left_and_not_asked_again() {
+    let (mesh, _home) = before(hesitant()).await;
+    let node = &mesh.nodes[0];
+    let digest = mesh.content.add(b"{}".to_vec());
+    for tag in ["one", "two"] {
+        mesh.content.tag(tag, &digest);
+        assert_eq!(prompt(node.manifest(tag)).await.expect("pulled"), b"{}");
+    }
+    assert_eq!((left(node), node.asked("resolve")), (1, 1));
+    assert_eq!(node.asked("manifest"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_has_the_beginning_and_nothing_more_is_left() {
+    let bytes = noise(1, 6);
+    let liar = Liar {
+        here: Some(2),
+        ..Liar::honest(&bytes)
+    };
+    let (mesh, _home) = before(liar).await;
+    let digest = mesh.content.add(bytes.clone());
+    let node = &mesh.nodes[0];
+    pulls(node, &digest, &bytes).await;
+    assert_eq!(left(node), 1);
+    assert!(node.counted("millrace_pull_peer_received_bytes_total") > 0);
+    assert_eq!(mesh.gets("/blobs/"), 1);
+}
+
+/// A file of a store that nobody can open: whoever tries waits, as for a disk that hangs.
+struct Hung(PathBuf);
+
+impl Hung {
+    fn at(path: PathBuf) -> Self {
+        let folder = path.parent().expect("a file is in a folder");
+        std::fs::create_dir_all(folder).expect("made");
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).expect("made");
+        Self(path)
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        // Both ends are open then, so nobody waits any more and the test can end.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK;
+        rustix::fs::open(&self.0, flags, Mode::empty()).expect("opened");
+    }
+}
+
+async fn busy_with_themselves() -> Mesh {
+    let settings = Settings {
+        own_work: OWN_WORK,
+        ..Settings::default()
+    };
+    let mesh = Mesh::strangers_with(&["a"; 3], settings).await;
+    mesh.introduce();
+    mesh
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_whose_disk_hangs_says_so() {
+    let mesh = busy_with_themselves().await;
+    let bytes = noise(1, 2);
+    let digest = mesh.content.add(bytes.clone());
+    let order = mesh.by_walk(&digest);
+    let _hung = Hung::at(mesh.nodes[order[0]].blob_path(&digest));
+    let node = &mesh.nodes[order[1]];
+    pulls(node, &digest, &bytes).await;
+    assert_eq!(left(node), 1);
+    assert_eq!(node.puller.status().distrusted, [mesh.nodes[order[0]].id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_waits_for_its_upstream_is_not_stuck() {
+    let mesh = busy_with_themselves().await;
+    let bytes = noise(1, 2);
+    let digest = mesh.content.add(bytes.clone());
+    let manifest = mesh.content.add(b"{}".to_vec());
+    mesh.content.tag("latest", &manifest);
+    let (open, gate) = watch::channel(false);
+    *mesh.content.gate.lock() = Some(gate);
+    let began = Instant::now();
+    let later = async {
+        // Far longer than anybody may be busy with himself.
+        eventually(|| began.elapsed() > OWN_WORK * 6).await;
+        open.send_replace(true);
+    };
+    let blobs = mesh.nodes.iter().map(|node| node.pull(&digest));
+    let blobs = futures_util::future::join_all(blobs);
+    let tags = mesh.nodes.iter().map(|node| node.manifest("latest"));
+    let tags = futures_util::future::join_all(tags);
+    let (blobs, tags, ()) = prompt(async { tokio::join!(blobs, tags, later) }).await;
+    assert!(
+        blobs
+            .into_iter()
+            .all(|pulled| pulled.expect("pulled").0 == bytes)
+    );
+    assert!(
+        tags.into_iter()
+            .all(|pulled| pulled.expect("pulled") == b"{}")
+    );
+    assert_eq!(mesh.gets("/blobs/"), 1);
+    for node in &mesh.nodes {
+        assert_eq!((left(node), node.puller.status().distrusted), (0, vec![]));
+    }
+}
