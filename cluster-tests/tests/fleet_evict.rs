@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use bytes::Bytes;
 use millrace_cluster_tests::condition::eventually;
-use millrace_cluster_tests::fake::noise;
+use millrace_cluster_tests::fake::{noise, sha256};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_protocol::oci::{Algorithm, Digest};
 
@@ -116,5 +116,24 @@ async fn what_only_one_node_holds_outlives_the_pressure_on_it() -> Result<()> {
         scene.fake.sent_bytes(&path) == before,
         "it was fetched again"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_blob_that_no_node_has_room_for_is_fetched_by_each_for_itself() -> Result<()> {
+    const NODES: usize = 4;
+    const LARGE: usize = 12 * 1024 * KIB;
+    let plan = Fleet::of(NODES).set("cache/max_size", "4MiB");
+    let scene = Scene::start(plan).await?;
+    let content = noise(7, LARGE);
+    let path = scene.add(&content);
+    let homes = scene.fleet.walk(&sha256(&content));
+    // Those first who have both homes to ask.
+    for node in homes.iter().rev() {
+        scene.pull(*node, &path, &content).await?;
+    }
+    // One for each node, and what the two homes began for the first who asked.
+    let fetches = scene.fake.count("GET", "/blobs/");
+    ensure!(fetches <= NODES + 2, "{fetches} fetches");
     Ok(())
 }

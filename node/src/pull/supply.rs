@@ -27,6 +27,8 @@ use millrace_protocol::wire::message::{
     Purpose, Question, ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 
+use moka::sync::Cache;
+
 use crate::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
 use crate::upstream::Upstreams;
 
@@ -42,6 +44,12 @@ use far_readers::FarReaders;
 use listing::Listings;
 use takers::Takers;
 
+/// How long this node does not begin to fetch for others what it could not store.
+const UNSTORABLE: Duration = Duration::from_secs(60);
+
+/// Most contents of which it is remembered that they could not be stored.
+const MAX_UNSTORABLE: u64 = 1024;
+
 /// Answers other nodes; clones share one node's state.
 #[derive(Clone, Debug)]
 pub struct Supplier {
@@ -55,6 +63,8 @@ struct Shared {
     takers: Takers,
     far_readers: FarReaders,
     listings: Listings,
+    /// Content that has lately passed through memory only: nobody can read it here by chunks.
+    unstorable: Cache<Digest, ()>,
 }
 
 impl Supplier {
@@ -68,6 +78,10 @@ impl Supplier {
             takers: Takers::default(),
             far_readers: FarReaders::default(),
             listings,
+            unstorable: Cache::builder()
+                .max_capacity(MAX_UNSTORABLE)
+                .time_to_live(UNSTORABLE)
+                .build(),
         };
         Self {
             shared: Arc::new(shared),

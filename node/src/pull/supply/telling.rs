@@ -67,6 +67,9 @@ impl Asked {
         {
             return part_of(&transfer).ok_or(Refusal::Absent);
         }
+        if self.shared.unstorable.contains_key(digest) {
+            return Err(Refusal::Unable);
+        }
         let origins = self.shared.origins(&self.question.origins);
         let waiter = self.join(&origins)?;
         let refuse = |error| refusal::refusal(origins.first(), &error);
@@ -77,6 +80,7 @@ impl Asked {
             let state = known.await.map_err(|_| Refusal::Unable)?;
             if state.window.is_some() {
                 // What passes through memory only cannot be read by chunks.
+                self.shared.unstorable.insert(*digest, ());
                 return Err(Refusal::Unable);
             }
             (state.size.ok_or(Refusal::Unable)?, state.fetched_as())
