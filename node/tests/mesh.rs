@@ -19,7 +19,7 @@ use liar::Liar;
 use mesh::{Mesh, Settings, noise, prompt};
 use millrace::peer::Members;
 use millrace::pull::{PullError, Source};
-use millrace::upstream::{AccessRule, FetchError};
+use millrace::upstream::{AccessRule, FetchError, TagPolicy, TagRule};
 use millrace_protocol::access::Reader;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::oci::Digest;
@@ -347,6 +347,27 @@ async fn a_tag_costs_a_fleet_one_head_and_one_get() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_is_always_checked_is_not_answered_from_the_homes_record() {
+    let mut settings = Settings::default();
+    settings.pull.tags.push(TagRule {
+        pattern: "*".to_owned(),
+        policy: TagPolicy::Always,
+        ttl: None,
+    });
+    let mesh = Mesh::strangers_with(&["a"; 3], settings).await;
+    mesh.introduce();
+    for round in 0..3 {
+        for node in &mesh.nodes {
+            let manifest = format!(r#"{{"round":{round},"node":"{}"}}"#, node.id).into_bytes();
+            let digest = mesh.content.add(manifest.clone());
+            mesh.content.tag("v1", &digest);
+            let answer = prompt(node.manifest("v1")).await.expect("resolved");
+            assert_eq!(answer, manifest, "it has moved since the last answer");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_split_has_healed_both_sides_say_what_the_upstream_says_now() {
     for who_sees_it_first in [0, 1] {
         let mesh = Mesh::strangers(&["a", "a"]).await;
@@ -359,8 +380,6 @@ async fn after_a_split_has_healed_both_sides_say_what_the_upstream_says_now() {
         assert_ne!(before, after, "two sides, two answers");
         let newest = mesh.content.add(b"{\"newest\":1}".to_vec());
         mesh.content.tag("v1", &newest);
-        // A record's time is in whole seconds.
-        mesh.next_second().await;
         mesh.introduce();
         let first = &mesh.nodes[who_sees_it_first];
         first.members.heal();

@@ -44,6 +44,15 @@ impl Policy {
     }
 }
 
+/// Records have times in whole seconds: what is so old by its record may be older by almost this.
+const RECORD_STEP: Duration = Duration::from_secs(1);
+
+/// Whether what is so old by its record, in whole seconds, is certainly no older than `most`; never
+/// when that is less than a second.
+pub(super) fn is_within(age: Duration, most: Duration) -> bool {
+    age.saturating_add(RECORD_STEP) <= most
+}
+
 /// What a record is worth now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {
@@ -133,7 +142,7 @@ impl Policies {
         let age = Duration::from_secs(now.saturating_sub(record.checked_at));
         match policy {
             Policy::Immutable => Freshness::Fresh,
-            Policy::Ttl(ttl) if age < ttl => Freshness::Fresh,
+            Policy::Ttl(ttl) if is_within(age, ttl) => Freshness::Fresh,
             Policy::Ttl(_) => Freshness::Stale {
                 if_slow: age <= self.stale_slow,
                 if_away: age <= self.stale_away,
@@ -214,6 +223,11 @@ mod tests {
         assert_eq!(at(ttl, 1_060), stale(true, true));
         assert_eq!(at(ttl, 4_601), stale(false, true));
         assert_eq!(at(ttl, 8_201), stale(false, false));
+        let short = Policy::Ttl(Duration::from_millis(1_500));
+        assert_eq!(at(short, 1_000), Freshness::Fresh);
+        assert_eq!(at(short, 1_001), stale(true, true), "it may be two seconds");
+        let shorter = Policy::Ttl(Duration::from_millis(900));
+        assert_eq!(at(shorter, 1_000), stale(true, true), "it may be a second");
         assert_eq!(at(Policy::Immutable, u64::MAX), Freshness::Fresh);
         assert_eq!(at(Policy::Always, 1_000), stale(false, false));
     }

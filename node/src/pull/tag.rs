@@ -21,7 +21,7 @@ use super::manifest::{ManifestAnswer, Manifests};
 use super::negative::Negative;
 use super::neighbours::Neighbours;
 use super::origin::Origin;
-use super::policy::{Freshness, Policies, Policy};
+use super::policy::{self, Freshness, Policies, Policy};
 use super::resolve::{self, Resolved};
 
 /// Most tags whose records are kept in memory.
@@ -149,7 +149,7 @@ impl Tags {
             _ => max_age,
         };
         if let Some((digest, age)) = self.recall(origin, tag).await
-            && age <= max_age
+            && policy::is_within(age, max_age)
         {
             return Ok((digest, age));
         }

@@ -453,20 +453,6 @@ impl Mesh {
         seen.iter().filter(|seen| seen.method == "GET").count()
     }
 
-    /// Waits until the clock shows another second.
-    pub(crate) async fn next_second(&self) {
-        let second = || {
-            std::time::UNIX_EPOCH
-                .elapsed()
-                .expect("after 1970")
-                .as_secs()
-        };
-        let begun = second();
-        while second() == begun {
-            tokio::task::yield_now().await;
-        }
-    }
-
     pub(crate) fn heads(&self, part: &str) -> usize {
         let seen = self.upstream.seen(part);
         seen.iter().filter(|seen| seen.method == "HEAD").count()
