@@ -1,16 +1,19 @@
 //! A blob that is not here yet, pulled through the node: against the same client at the upstream.
 //!
 //! Twice: over loopback, where the upstream costs nothing and the node's own work is the bound, and
-//! over a link of 1 Gbit/s, as upstreams are.
+//! over a link of 1 Gbit/s, as upstreams are. Nobody has the end of a blob before all of it is hashed, so
+//! no rate is above that of hashing alone, which is shown beside it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use millrace_cluster_tests::load::discard::{Plan, discard};
+use millrace_cluster_tests::load::meter;
 use millrace_cluster_tests::load::relay::Relay;
-use millrace_cluster_tests::load::{meter, seed};
+use millrace_cluster_tests::load::seed::{self, Blob};
 use millrace_cluster_tests::upstream::Upstream;
+use millrace_protocol::oci::Digest;
 
 use crate::options::{MIB, Options, SEED};
 use crate::subject::{REPOSITORY, Subject};
@@ -32,6 +35,8 @@ struct Pair {
     /// What the node spent on it.
     cpu_seconds_per_gib: f64,
     direct: Seen,
+    /// What one processor hashes of the same blob, from memory and with nothing else to do.
+    hashed_bytes_per_second: f64,
 }
 
 /// Measures with the upstream on loopback.
@@ -67,6 +72,7 @@ async fn measure(options: &Options, upstream: &Upstream, door: SocketAddr) -> Re
             ours,
             cpu_seconds_per_gib,
             direct,
+            hashed_bytes_per_second: hash(&blob)?,
         })
     })
     .await
@@ -80,6 +86,16 @@ fn pull(address: SocketAddr, path: &str) -> Result<Seen> {
         first_byte: discarded.first_byte(),
         bytes_per_second: discarded.bytes_per_second(),
     })
+}
+
+/// Hashes a blob as whoever verifies it has to, one byte after the other.
+fn hash(blob: &Blob) -> Result<f64> {
+    let content = std::fs::read(&blob.file)?;
+    let began = Instant::now();
+    let digest = Digest::of(blob.digest.algorithm(), &content);
+    let seconds = began.elapsed().as_secs_f64();
+    ensure!(digest == blob.digest, "{} is {digest}", blob.file.display());
+    Ok(content.len() as f64 / seconds)
 }
 
 fn figures(options: &Options, line: &str, runs: &Runs<Pair>) -> Vec<Figure> {
@@ -114,13 +130,25 @@ fn figures(options: &Options, line: &str, runs: &Runs<Pair>) -> Vec<Figure> {
             quality: runs.quality(),
         },
         Figure {
-            work,
-            what: "CPU time of the node",
-            sides: String::new(),
-            result: runs.spread(|pair| pair.cpu_seconds_per_gib),
-            unit: Unit::CpuSecondsPerGib,
-            target: Target::None,
-            quality: runs.quality(),
+            sides: sides(
+                Unit::MegabytesPerSecond,
+                runs.spread(|pair| pair.hashed_bytes_per_second / 1e6),
+                runs.spread(|pair| rate(&pair.direct)),
+            ),
+            ..Figure::alone(
+                runs,
+                (work.clone(), "hashing alone / direct"),
+                (Unit::Times, |pair| {
+                    pair.hashed_bytes_per_second / pair.direct.bytes_per_second
+                }),
+                Target::None,
+            )
         },
+        Figure::alone(
+            runs,
+            (work, "CPU time of the node"),
+            (Unit::CpuSecondsPerGib, |pair| pair.cpu_seconds_per_gib),
+            Target::None,
+        ),
     ]
 }
