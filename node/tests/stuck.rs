@@ -111,6 +111,7 @@ async fn a_home_that_has_the_beginning_and_nothing_more_is_left() {
     pulls(node, &digest, &bytes).await;
     assert_eq!(left(node), 1);
     assert!(node.counted("millrace_pull_peer_received_bytes_total") > 0);
+    assert!(node.counted("millrace_pull_peer_retries_total{reason=\"not_yet\"}") > 0);
     assert_eq!(mesh.gets("/blobs/"), 1);
 }
 

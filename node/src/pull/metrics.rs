@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::peer::PeerError;
+use crate::peer::{ChunkEvent, PeerError};
 
 use super::neighbours::Neighbours;
 
@@ -27,6 +27,7 @@ pub(super) struct HopMetrics {
     pub(super) wrong_chunks: Counter,
     passed_over: Family<PassedOver, Counter>,
     left_alone: Family<LeftAlone, Counter>,
+    retries: Family<Retried, Counter>,
     searches: Family<Searched, Counter>,
 }
 
@@ -53,6 +54,13 @@ struct PassedOver {
     /// `owner`, `home` or `holder`.
     role: &'static str,
     /// `refused`, `silent`, `stuck`, `unreachable` or `broken`.
+    reason: &'static str,
+}
+
+/// A read of chunks that brought less than was asked for, so that it is put again, perhaps to another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Retried {
+    /// `not_yet`, `busy`, `absent` or `failed`.
     reason: &'static str,
 }
 
@@ -96,6 +104,11 @@ impl HopMetrics {
             self.left_alone.clone(),
         );
         registry.register(
+            "millrace_pull_peer_retries",
+            "Reads of chunks from other nodes that ended early and were put again, by what ended them",
+            self.retries.clone(),
+        );
+        registry.register(
             "millrace_pull_holder_searches",
             "Searches for members that hold some content: told, known that nobody does, or asked",
             self.searches.clone(),
@@ -104,6 +117,17 @@ impl HopMetrics {
 
     pub(super) fn count_left_alone(&self, reason: FoundOut) {
         self.left_alone.get_or_create(&LeftAlone { reason }).inc();
+    }
+
+    pub(super) fn count_retry(&self, ended: &Result<ChunkEvent, PeerError>) {
+        let reason = match ended {
+            Ok(ChunkEvent::NotYet) => "not_yet",
+            Ok(ChunkEvent::Busy { .. }) => "busy",
+            Ok(ChunkEvent::Absent) => "absent",
+            Ok(ChunkEvent::Chunk { .. } | ChunkEvent::Done) => return,
+            Ok(ChunkEvent::Far { .. }) | Err(_) => "failed",
+        };
+        self.retries.get_or_create(&Retried { reason }).inc();
     }
 
     pub(super) fn count_search(&self, answered: Answered) {

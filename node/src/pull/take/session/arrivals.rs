@@ -27,6 +27,7 @@ impl Session<'_> {
             return;
         };
         let now = self.began.elapsed();
+        self.take.neighbours.metrics.count_retry(&event);
         match event {
             Ok(ChunkEvent::Chunk { index, bytes }) => {
                 self.heard = Instant::now();
