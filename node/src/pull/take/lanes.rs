@@ -86,7 +86,8 @@ pub(super) struct Lanes<'a> {
     size: u64,
     chain: watch::Receiver<Vec<ChainValue>>,
     running: SelectAll<Events<'a>>,
-    /// The node that was opened sent a wrong chunk: nothing is taken on its word any more.
+    /// Nothing is taken ahead of the chain any more: the node that was opened sent a wrong chunk, or has
+    /// a part only.
     is_barred: bool,
 }
 
