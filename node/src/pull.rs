@@ -27,6 +27,7 @@ mod flights;
 mod follow;
 mod listing;
 mod manifest;
+mod memory;
 mod metrics;
 mod negative;
 mod neighbours;

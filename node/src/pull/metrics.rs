@@ -158,7 +158,7 @@ impl HopMetrics {
     }
 }
 
-/// Reads what the others have told when metrics are collected.
+/// Reads what the others have told, and what is taken from them, when metrics are collected.
 #[derive(Debug)]
 pub(super) struct HoldingsGauges(pub(super) Neighbours);
 
@@ -175,6 +175,16 @@ impl Collector for HoldingsGauges {
                 "told_contents",
                 "Blobs and manifests that other members have told they hold",
                 status.contents,
+            ),
+            (
+                "chunks_in_memory",
+                "Chunks from other nodes that arrive, wait or are written, and those kept for takes",
+                self.0.memory.taken(),
+            ),
+            (
+                "takes_waiting",
+                "Blobs whose chunks are not received from other nodes yet for want of memory",
+                self.0.memory.waiting(),
             ),
         ];
         for (name, help, value) in gauges {

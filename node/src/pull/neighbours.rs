@@ -16,7 +16,7 @@ use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::Role;
 use moka::sync::Cache;
 use prometheus_client::registry::Registry;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::cluster::View;
@@ -26,6 +26,7 @@ use crate::task::Tasks;
 use super::config::Config;
 use super::directory::{Directory, HoldingsStatus};
 use super::follow::Follower;
+use super::memory::Memory;
 use super::metrics::{FoundOut, HoldingsGauges, HopMetrics};
 use super::rank::Rank;
 
@@ -47,9 +48,6 @@ const STALL_PAUSE: Duration = Duration::from_secs(60);
 /// Most nodes that are distrusted at a time; more than a cluster has.
 const MAX_DISTRUSTED: u64 = 256;
 
-/// Most chunks that all takes together hold in memory: 128 MiB. Further takes wait for others.
-const MAX_CHUNKS_IN_MEMORY: usize = 512;
-
 /// The cluster around this node; clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Neighbours {
@@ -59,7 +57,8 @@ pub(super) struct Neighbours {
     distrusted: Cache<NodeId, Instant>,
     /// What the others have told of their holdings.
     pub(super) directory: Directory,
-    memory: Arc<Semaphore>,
+    /// For the chunks that come from them.
+    pub(super) memory: Memory,
     holds_patience: Duration,
     hop_patience: Duration,
     pub(super) metrics: HopMetrics,
@@ -83,7 +82,7 @@ impl Neighbours {
             peers,
             distrusted,
             directory: Directory::default(),
-            memory: Arc::new(Semaphore::new(MAX_CHUNKS_IN_MEMORY)),
+            memory: Memory::default(),
             holds_patience: config.holds_patience,
             hop_patience: config.hop_patience,
             metrics: HopMetrics::default(),
@@ -168,20 +167,6 @@ impl Neighbours {
     /// Returns the homes of a key that can be asked; none if this node is the first of them.
     pub(super) fn other_homes(&self, key: Key) -> Vec<Hop> {
         self.hops(key, Rank::Owner)
-    }
-
-    /// Waits until a take may hold so many chunks in memory, for as long as the result lives.
-    ///
-    /// # Cancel safety
-    /// Dropping the future gives up the place in the queue.
-    pub(super) async fn memory(&self, chunks: u32) -> OwnedSemaphorePermit {
-        let permit = Arc::clone(&self.memory).acquire_many_owned(chunks).await;
-        permit.expect("the semaphore is never closed")
-    }
-
-    /// As [`Neighbours::memory`], but only what is free now.
-    pub(super) fn try_memory(&self, chunks: u32) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.memory).try_acquire_many_owned(chunks).ok()
     }
 
     /// Returns how long a hop that lives may bring nothing: it may wait for others, and those for

@@ -12,11 +12,12 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream, SelectAll};
 use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
 use millrace_protocol::wire::message::ReadChunks;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
 use crate::peer::{ChunkEvent, ChunkStream};
 use crate::pull::error::PullError;
 use crate::pull::far::FarChunk;
+use crate::pull::memory::Room;
 use crate::pull::neighbours::Hop;
 use crate::pull::segment::SegmentId;
 use crate::pull::sink::{Arrived, Check, Checked, Taken};
@@ -115,7 +116,7 @@ impl<'a> Lanes<'a> {
         if self.is_barred || start + CHUNK_BYTES >= self.size {
             return;
         }
-        let Some(memory) = self.take.neighbours.try_memory(CHUNKS_IN_MEMORY) else {
+        let Some(room) = self.take.neighbours.memory.try_room(CHUNKS_IN_MEMORY) else {
             return;
         };
         let transfer = self.take.transfer;
@@ -130,7 +131,7 @@ impl<'a> Lanes<'a> {
             chain: self.chain.clone(),
             segment: Claimed::new(transfer, id),
             reading: None,
-            _memory: memory,
+            _room: room,
         };
         self.running.push(lane.events().boxed());
     }
@@ -163,7 +164,7 @@ struct Lane<'a> {
     chain: watch::Receiver<Vec<ChainValue>>,
     segment: Claimed<'a>,
     reading: Option<ChunkStream>,
-    _memory: OwnedSemaphorePermit,
+    _room: Room,
 }
 
 impl<'a> Lane<'a> {

@@ -22,17 +22,14 @@ use tokio::time::Instant;
 use crate::peer::{BlobStream, ChunkEvent, ChunkStream, PeerError};
 use crate::pull::error::PullError;
 use crate::pull::fill::Halt;
+use crate::pull::memory::{Room, Share};
 use crate::pull::neighbours::Hop;
 use crate::pull::pending::{resolve, sleep_until};
 use crate::pull::transfer::State;
 
 use super::lanes::{Claimed, Lanes};
-use super::writes::{self, Writes};
+use super::writes::Writes;
 use super::{Ended, STALLED, Take, range};
-
-/// Chunks that one take, without its far lanes, holds in memory at most: one that arrives, those
-/// that wait, those that are written.
-const CHUNKS_IN_MEMORY: u32 = 1 + writes::MAX_CHUNKS;
 
 /// How long the hop may owe the check value of a chunk that has come, with no other value: as long
 /// as a peer may say nothing, because nobody sends a chunk before its value is known to all.
@@ -57,6 +54,8 @@ pub(super) struct Session<'a> {
     /// The chain as the hop states it, from the first chunk on.
     chain: watch::Sender<Vec<ChainValue>>,
     reading: Option<Reading>,
+    /// Where the chunk belongs that arrives next; without it none is received.
+    room: Option<Room>,
     /// When the source was asked, or last brought a chunk; or the hop a value for one that waits.
     heard: Instant,
     /// When anything of the blob last came: a chunk, or news of the hop.
@@ -98,6 +97,7 @@ impl<'a> Session<'a> {
             lanes: Lanes::new(take, hop, size, chain.subscribe()),
             chain,
             reading: None,
+            room: None,
             heard: Instant::now(),
             got_on: Instant::now(),
             writes: Writes::new(take, size),
@@ -113,11 +113,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Halt::Transfer`] when what is here turned out to be wrong, or cannot be stored.
     pub(super) async fn run(mut self, far: &mut mpsc::Receiver<u64>) -> Result<Ended, Halt> {
-        let _memory = self
-            .take
-            .neighbours
-            .memory(CHUNKS_IN_MEMORY.min(self.chunks().max(1)))
-            .await;
+        let share = self.take.neighbours.memory.share().await;
         self.got_on = Instant::now();
         loop {
             if let Some(stretch) = &self.stretch {
@@ -141,6 +137,7 @@ impl<'a> Session<'a> {
                     None
                 }
             };
+            self.make_room(&share);
             let stalled = self.heard + self.patience();
             let stuck = self.got_on + self.take.neighbours.hop_patience(self.hop.role);
             tokio::select! {
@@ -150,7 +147,7 @@ impl<'a> Session<'a> {
                     }
                     self.confirm()?;
                 }
-                (stream, event) = resolve(self.reading.as_mut()), if self.writes.have_room() => {
+                (stream, event) = resolve(self.reading.as_mut()), if self.room.is_some() => {
                     self.reading = None;
                     self.handle_event(stream, event);
                 }
@@ -184,6 +181,18 @@ impl<'a> Session<'a> {
         let peer = self.hop.peer;
         self.take.neighbours.leave_alone(peer);
         self.take.passed_over(self.hop, &PeerError::Stuck { peer })
+    }
+
+    /// Makes room for the next chunk: the take's own as soon as that is free, else what nobody else
+    /// needs. Without any, the next is received when a chunk was written.
+    fn make_room(&mut self, share: &Share) {
+        if self.reading.is_none() || !self.writes.have_room() {
+            self.room = None;
+        } else if let Some(own) = share.own() {
+            self.room = Some(own);
+        } else if self.room.is_none() {
+            self.room = share.more();
+        }
     }
 
     /// Returns what to do next. A chunk that has arrived and is not written yet is still missing

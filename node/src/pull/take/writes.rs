@@ -11,6 +11,7 @@ use millrace_protocol::chunk::ChainValue;
 use millrace_protocol::node_id::NodeId;
 
 use crate::pull::error::PullError;
+use crate::pull::memory::Room;
 use crate::pull::sink::{Arrived, Check, Checked};
 
 use super::lanes::Claimed;
@@ -22,15 +23,14 @@ const BATCH_CHUNKS: usize = 4;
 /// Batches that are checked and written at a time.
 const BATCHES: usize = 2;
 
-/// Most chunks that wait or are written.
-pub(super) const MAX_CHUNKS: u32 = ((1 + BATCHES) * BATCH_CHUNKS) as u32;
-
 /// A chunk that has arrived.
 #[derive(Debug)]
 pub(super) struct Chunk {
     pub(super) source: NodeId,
     pub(super) index: u32,
     pub(super) bytes: Vec<Bytes>,
+    /// Its place in memory.
+    pub(super) _room: Room,
 }
 
 /// What came of a batch: its chunks up to the first wrong one.

@@ -23,7 +23,7 @@ impl Session<'_> {
         stream: Option<ChunkStream>,
         event: Result<ChunkEvent, PeerError>,
     ) {
-        let Some(source) = self.taking.reading() else {
+        let (Some(source), Some(room)) = (self.taking.reading(), self.room.take()) else {
             return;
         };
         let now = self.began.elapsed();
@@ -36,6 +36,7 @@ impl Session<'_> {
                     source,
                     index,
                     bytes,
+                    _room: room,
                 });
                 self.reading = stream.map(|stream| next_event(stream).boxed());
             }

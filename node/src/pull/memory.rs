@@ -1,0 +1,150 @@
+//! Memory for chunks that come from other nodes: bounded for all takes together, one chunk for each
+//! at least.
+//!
+//! A take holds one chunk for as long as it runs, from its arrival until it is written, so that none
+//! waits for another to end as long as there are not more takes than chunks. What makes it fast is
+//! several chunks at a time: those are lent one by one, and only as far as nobody lacks his first.
+//! Bookkeeping only; the chunks are `take`'s.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Most chunks that all takes together hold in memory: 128 MiB. As many takes can run at a time, as
+/// downloads from one upstream by default.
+const MAX_CHUNKS: usize = 512;
+
+/// The chunks that all takes may hold; clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Memory {
+    chunks: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// What one take may hold; dropping it gives back what none of its chunks hold.
+#[derive(Debug)]
+pub(super) struct Share {
+    memory: Memory,
+    /// The chunk that is this take's own.
+    own: Arc<Semaphore>,
+    _first: OwnedSemaphorePermit,
+}
+
+/// The right to hold a chunk, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::of(MAX_CHUNKS)
+    }
+}
+
+impl Memory {
+    fn of(chunks: usize) -> Self {
+        Self {
+            chunks: Arc::new(Semaphore::new(chunks)),
+            waiting: Arc::default(),
+        }
+    }
+
+    /// Waits until a take may hold its first chunk.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the place in the queue.
+    pub(super) async fn share(&self) -> Share {
+        let first = match Arc::clone(&self.chunks).try_acquire_owned() {
+            Ok(first) => first,
+            Err(_) => {
+                let _waiting = Waiting::new(&self.waiting);
+                let first = Arc::clone(&self.chunks).acquire_owned().await;
+                first.expect("the semaphore is never closed")
+            }
+        };
+        Share {
+            memory: self.clone(),
+            own: Arc::new(Semaphore::new(1)),
+            _first: first,
+        }
+    }
+
+    /// Lends so many chunks if they are free now.
+    pub(super) fn try_room(&self, chunks: u32) -> Option<Room> {
+        let permit = Arc::clone(&self.chunks).try_acquire_many_owned(chunks);
+        permit.ok().map(|permit| Room { _permit: permit })
+    }
+
+    /// Returns how many chunks takes hold or keep for what arrives.
+    pub(super) fn taken(&self) -> usize {
+        MAX_CHUNKS.saturating_sub(self.chunks.available_permits())
+    }
+
+    /// Returns how many takes wait for their first chunk.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+impl Share {
+    /// Returns the room of the take's own chunk if none of its chunks has it.
+    pub(super) fn own(&self) -> Option<Room> {
+        let permit = Arc::clone(&self.own).try_acquire_owned();
+        permit.ok().map(|permit| Room { _permit: permit })
+    }
+
+    /// Returns room beyond that if nobody needs it more.
+    pub(super) fn more(&self) -> Option<Room> {
+        self.memory.try_room(1)
+    }
+}
+
+/// Somebody who waits, as long as it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn a_chunk_for_each_take_goes_before_a_second_for_any() {
+        let memory = Memory::of(2);
+        let first = memory.share().now_or_never().expect("free");
+        let extra = first.more().expect("free");
+        let mut second = Box::pin(memory.share());
+        assert!(second.as_mut().now_or_never().is_none());
+        assert_eq!(memory.waiting(), 1);
+        drop(extra);
+        assert!(first.more().is_none(), "somebody waits for it");
+        let second = second.now_or_never().expect("given back");
+        assert_eq!(memory.waiting(), 0);
+        drop(first);
+        assert!(second.more().is_some());
+    }
+
+    #[test]
+    fn the_own_chunk_comes_back_when_it_is_written() {
+        let memory = Memory::of(1);
+        let share = memory.share().now_or_never().expect("free");
+        let own = share.own().expect("free");
+        assert!(share.own().is_none());
+        drop(own);
+        assert!(share.own().is_some());
+    }
+}
