@@ -32,6 +32,7 @@ mod metrics;
 mod negative;
 mod neighbours;
 mod origin;
+mod orphans;
 mod pending;
 mod policy;
 mod promise;
@@ -77,9 +78,11 @@ use access::{Access, Form, Proof};
 use fill::Fillers;
 use listing::Listings;
 use manifest::Manifests;
+use memory::Memory;
 use metrics::{Kind, Metrics};
 use negative::Negative;
 use neighbours::Neighbours;
+use orphans::Orphans;
 use rank::Rank;
 use replicate::Replicas;
 use tag::Tags;
@@ -141,6 +144,7 @@ struct Surroundings {
     neighbours: Option<Neighbours>,
     replicas: Option<Replicas>,
     waits: Waits,
+    orphans: Orphans,
 }
 
 impl Puller {
@@ -152,7 +156,11 @@ impl Puller {
         tasks: &Tasks,
     ) -> Self {
         let negative = Negative::new(config.negative_ttl);
-        let neighbours = cluster.map(|(members, peers)| Neighbours::new(members, peers, &config));
+        let orphans = Orphans::default();
+        let neighbours = cluster.map(|(members, peers)| {
+            let memory = Memory::new(orphans.clone());
+            Neighbours::new(members, peers, memory, &config)
+        });
         if let Some(neighbours) = &neighbours {
             neighbours.follow(tasks);
             store.keep_room(Arc::new(neighbours.clone()), tasks);
@@ -168,6 +176,7 @@ impl Puller {
             neighbours: neighbours.clone(),
             replicas,
             waits: waits.clone(),
+            orphans,
         };
         let access = Access::new(&config, surroundings.clone());
         let manifests = Manifests::new(surroundings.clone());

@@ -1,5 +1,5 @@
-//! More takes at a time than fit into memory at full speed: each client has its first bytes all the
-//! same.
+//! More takes at a time than fit into memory at full speed, and fills that nobody waits for any
+//! more: each client has its first bytes all the same.
 
 #[path = "upstream/fake.rs"]
 #[expect(dead_code, reason = "shared with the tests of the upstream room")]
@@ -10,7 +10,7 @@ mod mesh;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use mesh::{Mesh, Node, prompt};
+use mesh::{Mesh, Node, Settings, eventually, prompt};
 use millrace::pull::BlobBody;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::oci::Digest;
@@ -66,4 +66,28 @@ async fn each_of_many_takes_from_a_slow_peer_has_its_first_bytes() {
     // All orphans but a few are suspended, and the memory is free again.
     prompt(node.settled()).await;
     assert_eq!(node.counted("millrace_pull_chunks_in_memory"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_that_nobody_waits_for_gives_its_room_to_one_that_somebody_does() {
+    let size = 8 * CHUNK;
+    let settings = Settings {
+        // Room for one of the two.
+        max_size: (size + size / 2) as u64,
+        ..Settings::default()
+    };
+    let mesh = Mesh::strangers_with(&["a"], settings).await;
+    let _open = pause(&mesh);
+    let node = &mesh.nodes[0];
+    let left = mesh.content.add(vec![1; size]);
+    let body = prompt(begin(node, &left)).await;
+    drop(body);
+    eventually(|| node.puller.status().transfers[0].waiters == 0).await;
+    let wanted = mesh.content.add(vec![2; size]);
+    // What it had written makes way as any part does.
+    *mesh.content.pause.lock() = None;
+    let (pulled, _) = prompt(node.pull(&wanted)).await.expect("pulled");
+    assert!(pulled == vec![2; size]);
+    prompt(node.settled()).await;
+    assert!(node.holds(&wanted).await, "it is kept, not only passed on");
 }

@@ -11,7 +11,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::placement::Key;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use crate::store::{Sidecar, Store};
 use crate::task::Tasks;
@@ -24,14 +25,12 @@ use super::feed::Feed;
 use super::negative::Negative;
 use super::neighbours::Neighbours;
 use super::origin::Origin;
+use super::orphans::{Orphans, Place};
 use super::replicate::{Kind, Replicas};
 use super::sink::Sink;
 use super::table::Table;
 use super::transfer::{Phase, State, Supply, Transfer};
 use super::waits::Waits;
-
-/// Most fills that go on without anybody waiting for them.
-const MAX_ORPHANS: usize = 8;
 
 /// What all fillers of a node share.
 #[derive(Clone, Debug)]
@@ -44,9 +43,7 @@ pub(super) struct Fillers {
     neighbours: Option<Neighbours>,
     replicas: Option<Replicas>,
     waits: Waits,
-    orphans: Arc<Semaphore>,
-    /// Tells fills without waiters to make way.
-    pressure: Arc<Notify>,
+    orphans: Orphans,
 }
 
 /// Why fetching from one origin ended early.
@@ -67,6 +64,7 @@ impl Fillers {
             neighbours,
             replicas,
             waits,
+            orphans,
         } = surroundings;
         Self {
             chains: Chains::new(store.clone(), tasks.clone()),
@@ -77,8 +75,7 @@ impl Fillers {
             neighbours,
             replicas,
             waits,
-            orphans: Arc::new(Semaphore::new(MAX_ORPHANS)),
-            pressure: Arc::default(),
+            orphans,
         }
     }
 
@@ -88,6 +85,7 @@ impl Fillers {
         let filler = Filler {
             shared: self.clone(),
             transfer: Arc::clone(transfer),
+            place: Mutex::default(),
         };
         self.tasks.spawn(span, filler.run(far));
     }
@@ -96,6 +94,8 @@ impl Fillers {
 struct Filler {
     shared: Fillers,
     transfer: Arc<Transfer>,
+    /// Among the orphans, while it is one: until what it has is kept.
+    place: Mutex<Option<Place>>,
 }
 
 impl Filler {
@@ -210,7 +210,8 @@ impl Filler {
     /// Opens the part, with what an earlier transfer left in it.
     async fn open_sink(&self) -> Result<Sink, PullError> {
         let in_cluster = self.shared.neighbours.is_some();
-        let sink = Sink::open(&self.shared.store, &self.transfer.digest, in_cluster).await?;
+        let Fillers { store, orphans, .. } = &self.shared;
+        let sink = Sink::open(store, &self.transfer.digest, in_cluster, orphans).await?;
         if let Some((written, reader)) = sink.saved().await {
             self.transfer.change(|state| {
                 state.written = written;
@@ -295,23 +296,29 @@ impl Filler {
 
     async fn orphaned(&self, sink: &Sink) {
         let mut waiters = self.transfer.watch_waiters();
-        let mut permit = None;
         loop {
-            let pressed = self.shared.pressure.notified();
-            if *waiters.borrow_and_update() > 0 {
-                permit = None;
-            } else if sink.is_relaying() {
+            let pressed = self.shared.orphans.pressed();
+            let is_orphan = *waiters.borrow_and_update() == 0;
+            if is_orphan && (sink.is_relaying() || !self.has_place()) {
                 return;
-            } else if permit.is_none() {
-                let free = Arc::clone(&self.shared.orphans).try_acquire_owned();
-                let Ok(free) = free else { return };
-                permit = Some(free);
+            }
+            if !is_orphan {
+                *self.place.lock() = None;
             }
             tokio::select! {
                 changed = waiters.changed() => if changed.is_err() { return },
-                () = pressed, if permit.is_some() => return,
+                () = pressed, if is_orphan => return,
             }
         }
+    }
+
+    /// Whether there is a place for it among the orphans; it has it then.
+    fn has_place(&self) -> bool {
+        let mut place = self.place.lock();
+        if place.is_none() {
+            *place = self.shared.orphans.enter();
+        }
+        place.is_some()
     }
 
     /// Verifies the digest of the whole and commits it.

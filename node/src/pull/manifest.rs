@@ -71,6 +71,7 @@ impl Manifests {
             neighbours,
             replicas,
             waits,
+            ..
         } = surroundings;
         Self {
             store,

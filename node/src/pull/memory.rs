@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::orphans::Orphans;
+
 /// Most chunks that all takes together hold in memory: 128 MiB. As many takes can run at a time, as
 /// downloads from one upstream by default.
 const MAX_CHUNKS: usize = 512;
@@ -20,6 +22,7 @@ const MAX_CHUNKS: usize = 512;
 pub(super) struct Memory {
     chunks: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
+    orphans: Orphans,
 }
 
 /// What one take may hold; dropping it gives back what none of its chunks hold.
@@ -37,21 +40,16 @@ pub(super) struct Room {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Default for Memory {
-    fn default() -> Self {
-        Self::of(MAX_CHUNKS)
-    }
-}
-
 impl Memory {
-    fn of(chunks: usize) -> Self {
+    pub(super) fn new(orphans: Orphans) -> Self {
         Self {
-            chunks: Arc::new(Semaphore::new(chunks)),
+            chunks: Arc::new(Semaphore::new(MAX_CHUNKS)),
             waiting: Arc::default(),
+            orphans,
         }
     }
 
-    /// Waits until a take may hold its first chunk.
+    /// Waits until a take may hold its first chunk; orphans make way for it.
     ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue.
@@ -60,6 +58,7 @@ impl Memory {
             Ok(first) => first,
             Err(_) => {
                 let _waiting = Waiting::new(&self.waiting);
+                self.orphans.press();
                 let first = Arc::clone(&self.chunks).acquire_owned().await;
                 first.expect("the semaphore is never closed")
             }
@@ -122,9 +121,17 @@ mod tests {
     use super::*;
     use futures_util::FutureExt;
 
+    /// Memory of which all is taken but so many chunks.
+    fn left(chunks: usize) -> (Memory, Option<Room>) {
+        let memory = Memory::new(Orphans::default());
+        let taken = u32::try_from(MAX_CHUNKS - chunks).expect("small");
+        let taken = memory.try_room(taken);
+        (memory, taken)
+    }
+
     #[test]
     fn a_chunk_for_each_take_goes_before_a_second_for_any() {
-        let memory = Memory::of(2);
+        let (memory, _taken) = left(2);
         let first = memory.share().now_or_never().expect("free");
         let extra = first.more().expect("free");
         let mut second = Box::pin(memory.share());
@@ -139,8 +146,17 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_presses_orphans() {
+        let (memory, _taken) = left(0);
+        let mut pressed = Box::pin(memory.orphans.pressed());
+        assert!(pressed.as_mut().now_or_never().is_none());
+        assert!(memory.share().now_or_never().is_none());
+        assert!(pressed.now_or_never().is_some());
+    }
+
+    #[test]
     fn the_own_chunk_comes_back_when_it_is_written() {
-        let memory = Memory::of(1);
+        let (memory, _taken) = left(1);
         let share = memory.share().now_or_never().expect("free");
         let own = share.own().expect("free");
         assert!(share.own().is_none());

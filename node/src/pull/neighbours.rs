@@ -72,7 +72,12 @@ pub(super) struct Hop {
 }
 
 impl Neighbours {
-    pub(super) fn new(members: Arc<dyn Members>, peers: Peers, config: &Config) -> Self {
+    pub(super) fn new(
+        members: Arc<dyn Members>,
+        peers: Peers,
+        memory: Memory,
+        config: &Config,
+    ) -> Self {
         let distrusted = Cache::builder()
             .max_capacity(MAX_DISTRUSTED)
             .time_to_live(DISTRUST)
@@ -82,7 +87,7 @@ impl Neighbours {
             peers,
             distrusted,
             directory: Directory::default(),
-            memory: Memory::default(),
+            memory,
             holds_patience: config.holds_patience,
             hop_patience: config.hop_patience,
             metrics: HopMetrics::default(),

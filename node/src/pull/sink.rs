@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::store::{FileReader, Part, PartWriter, Sidecar, Store, StoreError};
 
 use super::far::{FarChunk, FarChunks, FarHasher};
+use super::orphans::Orphans;
 pub(super) use verification::{Arrived, Check};
 use verification::{Chain, Verification};
 
@@ -41,6 +42,8 @@ pub(super) struct Sink {
     chain: Chain,
     /// Of what comes out of order from an upstream; others are told of it in a cluster only.
     far: Option<Arc<Mutex<FarHasher>>>,
+    /// They make way where there is no room.
+    orphans: Orphans,
     /// Held while something is written, also by who has left meanwhile.
     writes: Arc<Semaphore>,
 }
@@ -69,6 +72,7 @@ impl Sink {
         store: &Store,
         digest: &Digest,
         in_cluster: bool,
+        orphans: &Orphans,
     ) -> Result<Self, StoreError> {
         let part = match store.part(digest).await {
             Ok(part) => Some(part),
@@ -84,6 +88,7 @@ impl Sink {
             progress: Arc::new(Mutex::new(verification)),
             chain,
             far: in_cluster.then(Arc::default),
+            orphans: orphans.clone(),
             writes: Arc::new(Semaphore::new(MAX_WRITES as usize)),
         })
     }
@@ -153,7 +158,8 @@ impl Sink {
     }
 
     /// Makes sure that the disk has room up to `size`, or up to a step beyond `position` while
-    /// the size is unknown. Without room the blob is relayed from here on.
+    /// the size is unknown. Fills that nobody waits for make way; without room all the same the blob
+    /// is relayed from here on.
     ///
     /// # Errors
     /// The disk failed; that it is full is no error.
@@ -164,7 +170,11 @@ impl Sink {
         };
         let steps = position / RESERVE_STEP_BYTES + 1;
         let total = size.unwrap_or(steps * RESERVE_STEP_BYTES);
-        match open.reserve(total).await {
+        let mut reserved = open.reserve(total).await;
+        if matches!(reserved, Err(StoreError::NoSpace { .. })) && self.orphans.make_way().await {
+            reserved = open.reserve(total).await;
+        }
+        match reserved {
             Err(error) if error.is_full() => {
                 tracing::warn!(
                     blob.digest = %self.digest, %error,
@@ -405,7 +415,8 @@ mod tests {
         let store = store.expect("opened");
         let bytes = Bytes::from_static(b"a blob of one chunk");
         let digest = Digest::of(Algorithm::Sha256, &bytes);
-        let sink = Sink::open(&store, &digest, true).await.expect("opened");
+        let sink = Sink::open(&store, &digest, true, &Orphans::default()).await;
+        let sink = sink.expect("opened");
         let check = Check {
             before: ChainValue::start(Algorithm::Sha256),
             after: None,
