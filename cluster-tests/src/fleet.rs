@@ -317,7 +317,7 @@ impl Fleet {
     /// When it does not start.
     pub async fn join(&mut self, plan: &Plan) -> Result<usize> {
         let index = self.nodes.len();
-        let address = free_cluster_address()?;
+        let address = plan.address(index)?;
         let seeds = self.running();
         let seeds = seeds
             .iter()

@@ -25,9 +25,12 @@ use anyhow::{Context, Result, ensure};
 
 mod command;
 mod host;
+mod names;
 mod wan;
 
+pub(crate) use command::with_resolver;
 pub use host::Host;
+pub use names::NameServer;
 pub use wan::Wan;
 
 use command::{ip, ip_batch};

@@ -4,7 +4,7 @@
 //! `builder`'s; what tests ask of it is not known here: see [`crate::http`] and the clients.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::component;
 use crate::condition::patience;
 use crate::http::{Answer, Request};
-use crate::netns::Host;
+use crate::netns::{self, Host};
 use crate::process::Process;
 
 mod builder;
@@ -32,6 +32,7 @@ pub struct Node {
     folder: PathBuf,
     environment: Vec<(String, String)>,
     host: Option<Host>,
+    name_server: Option<Ipv4Addr>,
     fault: Option<Fault>,
     address: SocketAddr,
     debug: SocketAddr,
@@ -67,6 +68,7 @@ impl Node {
             folder,
             environment: builder.environment.clone(),
             host: builder.host.clone(),
+            name_server: builder.name_server,
             fault: builder.fault,
             address,
             debug,
@@ -97,7 +99,7 @@ impl Node {
     /// Starts the process without waiting for it.
     ///
     /// # Errors
-    /// When the program is missing.
+    /// When the program is missing, or what is to be around it cannot be made.
     pub fn launch_unready(&mut self) -> Result<()> {
         let mut command = match self.fault {
             None => Command::new(component::millrace()?),
@@ -123,6 +125,12 @@ impl Node {
             }
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(address) = self.name_server {
+            let file = self.folder.join("resolv.conf");
+            std::fs::write(&file, format!("nameserver {address}\n"))
+                .context("writing whom the node asks for names")?;
+            command = netns::with_resolver(&file, &command)?;
+        }
         if let Some(host) = &self.host {
             command = host.command(&command)?;
         }
@@ -234,6 +242,7 @@ impl Node {
             environment: std::mem::take(&mut self.environment),
             at: None,
             host: self.host.clone(),
+            name_server: self.name_server,
             fault: self.fault,
         });
         self.environment = builder.environment;

@@ -75,7 +75,8 @@ impl Plan {
         self
     }
 
-    /// Runs each node on a host of its own, in order of their numbers.
+    /// Runs each node on a host of its own, in order of their numbers; hosts beyond the plan's size
+    /// are for nodes that [`Fleet::join`] later.
     #[must_use]
     pub fn on(mut self, hosts: &[Host]) -> Self {
         self.hosts = hosts.to_vec();
@@ -145,7 +146,8 @@ impl Plan {
         Fleet::assemble(self, nodes, parts).await
     }
 
-    fn address(&self, index: usize) -> Result<SocketAddr> {
+    /// Returns where node `index` is to listen for members.
+    pub(super) fn address(&self, index: usize) -> Result<SocketAddr> {
         match self.hosts.get(index) {
             Some(host) => Ok((host.data(), HOST_CLUSTER_PORT).into()),
             None => free_cluster_address(),

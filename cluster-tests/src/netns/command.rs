@@ -1,6 +1,7 @@
 //! Running the tools that make networks.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -9,19 +10,33 @@ use crate::component;
 
 /// Returns `command` to be run in the network namespace `namespace`.
 pub(super) fn inside(namespace: &str, command: &Command) -> Result<Command> {
-    let mut wrapped = Command::new(component::find("nsenter")?);
-    wrapped
-        .arg(format!("--net=/run/netns/{namespace}"))
-        .arg("--")
-        .arg(command.get_program())
-        .args(command.get_args());
+    let mut nsenter = Command::new(component::find("nsenter")?);
+    nsenter.arg(format!("--net=/run/netns/{namespace}"));
+    nsenter.arg("--");
+    Ok(behind(nsenter, command))
+}
+
+/// Returns `command` to be run with `file` in the place of `/etc/resolv.conf`, which stays as it is
+/// for everybody else.
+pub(crate) fn with_resolver(file: &Path, command: &Command) -> Result<Command> {
+    component::find("mount")?;
+    let mut unshare = Command::new(component::find("unshare")?);
+    let script = r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#;
+    unshare.args(["--mount", "--", "sh", "-c", script]);
+    unshare.arg(file);
+    Ok(behind(unshare, command))
+}
+
+/// Returns `wrapped` with `command` and its environment behind it.
+fn behind(mut wrapped: Command, command: &Command) -> Command {
+    wrapped.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => wrapped.env(name, value),
             None => wrapped.env_remove(name),
         };
     }
-    Ok(wrapped)
+    wrapped
 }
 
 /// Runs `command` to its end.

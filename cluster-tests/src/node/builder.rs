@@ -2,7 +2,7 @@
 //!
 //! The configuration has nothing but what a test sets, and what no node can start without.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::Result;
@@ -30,6 +30,8 @@ pub struct NodeBuilder {
     pub(super) at: Option<IpAddr>,
     /// The host that the node runs on, unless this one.
     pub(super) host: Option<Host>,
+    /// Who is asked for names, unless whom this machine asks.
+    pub(super) name_server: Option<Ipv4Addr>,
     /// What is wrong with its answers to other nodes.
     pub(super) fault: Option<Fault>,
 }
@@ -78,6 +80,13 @@ impl NodeBuilder {
     #[must_use]
     pub fn on(mut self, host: &Host) -> Self {
         self.host = Some(host.clone());
+        self
+    }
+
+    /// Lets the node ask this name server, and no other; needs root.
+    #[must_use]
+    pub fn name_server(mut self, address: Ipv4Addr) -> Self {
+        self.name_server = Some(address);
         self
     }
 
