@@ -4,6 +4,7 @@
 //! the configuration, 143 or 130 when a second signal ends it at once.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use millrace::cli::{self, Cli, Command, ServeArgs};
@@ -12,6 +13,10 @@ use millrace::node::Node;
 use millrace::telemetry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long the end waits for threads that are still busy. The drain has waited for all that matters;
+/// a look-up at a name server that does not answer takes 10 s and more, and nothing ends it.
+const BUSY_THREADS_PATIENCE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     if rustls::crypto::ring::default_provider()
@@ -42,7 +47,9 @@ fn serve(arguments: &ServeArgs) -> ExitCode {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(run(loaded))
+        let result = runtime.block_on(run(loaded));
+        runtime.shutdown_timeout(BUSY_THREADS_PATIENCE);
+        result
     });
     match result {
         Ok(code) => code,
