@@ -43,14 +43,9 @@ enum Found {
 impl Joining {
     /// Takes in what the resolver found.
     pub(super) fn resolve(&mut self, resolved: Vec<Resolved>, now: Instant) {
-        let outcomes = resolved
-            .iter()
-            .filter_map(|entry| entry.outcome.as_ref().ok());
-        let found: BTreeSet<SocketAddr> = outcomes.flatten().copied().collect();
-        // What a resolver that fails said before is still worth trying.
-        if resolved.iter().all(|entry| entry.outcome.is_ok()) {
-            self.targets.retain(|address, _| found.contains(address));
-        }
+        let found = resolved.iter().flat_map(|entry| &entry.addresses);
+        let found: BTreeSet<SocketAddr> = found.copied().collect();
+        self.targets.retain(|address, _| found.contains(address));
         for address in found {
             self.targets.entry(address).or_insert(Target {
                 next: now,
@@ -121,26 +116,21 @@ impl Joining {
 
     /// Whether all addresses are known and lead to this node only.
     pub(super) fn leads_nowhere_else(&self) -> bool {
-        let resolved =
-            !self.resolved.is_empty() && self.resolved.iter().all(|entry| entry.outcome.is_ok());
+        let is_known = |entry: &Resolved| entry.failure.is_none();
+        let resolved = !self.resolved.is_empty() && self.resolved.iter().all(is_known);
         let mut targets = self.targets.values();
         resolved && targets.all(|target| target.found == Found::Myself)
     }
 
     pub(super) fn status(&self) -> Vec<JoinStatus> {
         let status = |entry: &Resolved| {
-            let (resolved, failure) = match &entry.outcome {
-                Ok(addresses) => (addresses.clone(), None),
-                Err(error) => (Vec::new(), Some(error.clone())),
-            };
-            let targets = resolved
-                .iter()
-                .filter_map(|address| self.targets.get(address));
-            let error = targets.filter_map(|target| target.error.clone()).next();
+            let addresses = entry.addresses.iter();
+            let mut targets = addresses.filter_map(|address| self.targets.get(address));
+            let error = || targets.find_map(|target| target.error.clone());
             JoinStatus {
                 address: entry.join.to_string(),
-                resolved,
-                error: failure.or(error),
+                resolved: entry.addresses.clone(),
+                error: entry.failure.clone().or_else(error),
             }
         };
         self.resolved.iter().map(status).collect()
@@ -158,7 +148,8 @@ mod tests {
     fn resolved(addresses: &[SocketAddr]) -> Vec<Resolved> {
         vec![Resolved {
             join: "build1:5050".parse().expect("an address"),
-            outcome: Ok(addresses.to_vec()),
+            addresses: addresses.to_vec(),
+            failure: None,
         }]
     }
 
@@ -199,6 +190,21 @@ mod tests {
         joining.is_mine(address(1));
         assert!(joining.leads_nowhere_else());
         assert_eq!(joining.poll_dials(now + LONGEST_PAUSE, |_| false), []);
+    }
+
+    #[test]
+    fn a_name_without_an_answer_keeps_no_address_from_being_dialled() {
+        let (mut joining, now) = (Joining::default(), Instant::now());
+        let mut entries = resolved(&[address(1)]);
+        entries.push(Resolved {
+            join: "build2:5050".parse().expect("an address"),
+            addresses: Vec::new(),
+            failure: Some("no answer".to_owned()),
+        });
+        joining.resolve(entries, now);
+        assert_eq!(joining.poll_dials(now, |_| false), [address(1)]);
+        joining.is_mine(address(1));
+        assert!(!joining.leads_nowhere_else(), "the name may lead elsewhere");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use millrace_protocol::membership::MAX_ADDRESSES;
 use tokio::sync::watch;
 
@@ -92,24 +93,56 @@ pub(super) fn local_ip_towards(remote: SocketAddr) -> io::Result<IpAddr> {
 }
 
 /// What a configured address to join has led to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Resolved {
     pub(super) join: JoinAddress,
-    pub(super) outcome: Result<Vec<SocketAddr>, String>,
+    /// What the last answer said. It stays while the resolver fails: it is still worth trying.
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Why there is no answer now.
+    pub(super) failure: Option<String>,
+}
+
+impl Resolved {
+    /// Returns what is known of an address before anybody was asked.
+    fn pending(join: &JoinAddress) -> Self {
+        Self {
+            join: join.clone(),
+            addresses: Vec::new(),
+            failure: Some("being looked up".to_owned()),
+        }
+    }
+
+    fn update(&mut self, outcome: Result<Vec<SocketAddr>, String>) {
+        match outcome {
+            Ok(addresses) => (self.addresses, self.failure) = (addresses, None),
+            Err(failure) => self.failure = Some(failure),
+        }
+    }
 }
 
 /// Resolves the configured addresses over and over, until nobody listens any more.
+///
+/// Each is resolved by itself and published when its answer is there, so that a name server that
+/// does not answer keeps nobody from joining by another address. Entries are in the order of
+/// `joins`.
 pub(super) async fn keep_resolving(joins: Vec<JoinAddress>, found: watch::Sender<Vec<Resolved>>) {
+    found.send_replace(joins.iter().map(Resolved::pending).collect());
+    let each = joins.iter().enumerate();
+    join_all(each.map(|(index, join)| keep_resolving_one(join, index, &found))).await;
+}
+
+async fn keep_resolving_one(
+    join: &JoinAddress,
+    index: usize,
+    found: &watch::Sender<Vec<Resolved>>,
+) {
     while !found.is_closed() {
-        let mut resolved = Vec::with_capacity(joins.len());
-        for join in &joins {
-            resolved.push(Resolved {
-                join: join.clone(),
-                outcome: resolve(join).await,
-            });
-        }
-        let failed = resolved.iter().any(|resolved| resolved.outcome.is_err());
-        found.send_replace(resolved);
+        let outcome = tokio::select! {
+            outcome = resolve(join) => outcome,
+            () = found.closed() => return,
+        };
+        let failed = outcome.is_err();
+        found.send_modify(|resolved| resolved[index].update(outcome));
         let pause = if failed { RESOLVE_AGAIN } else { RESOLVE_EVERY };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -159,6 +192,27 @@ mod tests {
         assert!(!own.learn(ip("fe80::1")));
         let own: Vec<IpAddr> = own.get().iter().map(SocketAddr::ip).collect();
         assert_eq!(own, [ip("10.0.0.1"), ip("127.0.0.1")]);
+    }
+
+    #[test]
+    fn what_a_resolver_said_outlives_its_failures_and_not_its_next_answer() {
+        let addresses = |port| vec![SocketAddr::new(ip("10.0.0.1"), port)];
+        let join = "build1:5050".parse().expect("an address");
+        let mut resolved = Resolved::pending(&join);
+        assert!(resolved.failure.is_some(), "nobody has answered yet");
+        resolved.update(Ok(addresses(1)));
+        assert_eq!(
+            (&resolved.addresses, &resolved.failure),
+            (&addresses(1), &None)
+        );
+        resolved.update(Err("no answer".to_owned()));
+        assert_eq!(resolved.addresses, addresses(1));
+        assert_eq!(resolved.failure.as_deref(), Some("no answer"));
+        resolved.update(Ok(addresses(2)));
+        assert_eq!(
+            (&resolved.addresses, &resolved.failure),
+            (&addresses(2), &None)
+        );
     }
 
     #[test]

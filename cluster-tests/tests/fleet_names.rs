@@ -1,0 +1,105 @@
+//! Nodes that join by names: a service's name has many addresses, of which some are dead and all
+//! change, and a name server may be silent.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use millrace_cluster_tests::fake::{Fake, noise};
+use millrace_cluster_tests::fleet::{Fleet, Scene};
+use millrace_cluster_tests::load::crowd::pull;
+use millrace_cluster_tests::netns::{NameServer, Net};
+
+const MIB: usize = 1 << 20;
+
+/// The name of the nodes, as a headless service has one.
+const SERVICE: &str = "millrace.default.test";
+
+/// Names are asked for again every 30 s; the rest is for finding each other.
+const ASKED_AGAIN: Duration = Duration::from_secs(45);
+
+/// A node waits 5 s at most for the others before it goes upstream; who waits so long has not found
+/// them.
+const FOUND: Duration = Duration::from_secs(4);
+
+/// How long a node may take to end that has nothing to finish.
+const ENDED: Duration = Duration::from_secs(4);
+
+/// Tells what a node says that the service's name has led it to, sorted.
+async fn resolved(fleet: &Fleet, node: usize) -> Result<Vec<IpAddr>> {
+    let status = fleet.node(node).status().await?;
+    let join = &status["cluster"]["join"][0];
+    let addresses = join["resolved"].as_array().context("it shows addresses")?;
+    let ip = |address: &serde_json::Value| {
+        let address: std::net::SocketAddr = address.as_str()?.parse().ok()?;
+        (address.port() == 5050).then(|| address.ip())
+    };
+    let ips: Option<Vec<IpAddr>> = addresses.iter().map(ip).collect();
+    let mut ips = ips.with_context(|| format!("{join}"))?;
+    ips.sort_unstable();
+    Ok(ips)
+}
+
+#[tokio::test]
+async fn a_service_leads_to_all_its_addresses_of_which_some_are_dead_and_to_those_it_gets_later()
+-> Result<()> {
+    let net = Net::of(5).await?;
+    let ip = |host: usize| IpAddr::from(net.hosts()[host].data());
+    // Host 3 is not there any more; the record of the other kind leads nowhere either.
+    net.split(&[0, 1, 2], &[3])?;
+    let elsewhere = IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
+    let first = [ip(0), ip(3), elsewhere];
+    let names = NameServer::start(&net.hosts()[4], SERVICE, &first).await?;
+    let server = names.address();
+    let plan = Fleet::of(2).on(net.hosts()).each(move |index, node| {
+        let service = format!("dns:{SERVICE}:5050");
+        // The third knows nobody: it can only be found.
+        let join = if index < 2 { vec![service] } else { Vec::new() };
+        node.name_server(server).set("cluster/join", join)
+    });
+    let mut fleet = plan.start().await?;
+    for node in [0, 1] {
+        assert_eq!(resolved(&fleet, node).await?, first);
+    }
+    names.change(SERVICE, &[ip(2)])?;
+    fleet.join(&plan).await?;
+    let all = [0, 1, 2];
+    let agreed = fleet.agree_within(ASKED_AGAIN, &all, &all).await;
+    agreed.context("the third node was not found")?;
+    for node in [0, 1] {
+        assert_eq!(resolved(&fleet, node).await?, [ip(2)]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_silent_name_server_keeps_no_node_from_joining_by_another_address() -> Result<()> {
+    let net = Net::of(3).await?;
+    net.hosts()[2].block_udp()?;
+    let silent = net.hosts()[2].data();
+    let IpAddr::V4(upstream) = net.upstream_address(0) else {
+        bail!("hosts have IPv4 addresses");
+    };
+    let fake = Fake::start_at(upstream).await?;
+    let known = format!("{}:5050", net.hosts()[0].data());
+    let plan = Fleet::of(1).on(net.hosts()).upstream("fake", &fake.url());
+    let plan = plan.each(move |index, node| match index {
+        0 => node,
+        _ => node.name_server(silent).set(
+            "cluster/join",
+            vec!["dns:one.test:5050", "dns:two.test:5050", &known],
+        ),
+    });
+    let mut fleet = plan.start().await?;
+    let content = noise(1, MIB);
+    let path = Scene::path(&fake.add_blob("app", content.clone()));
+    pull(fleet.node(0).address(), &path, &content).await?;
+    let joined = fleet.join(&plan).await?;
+    let pulled = pull(fleet.node(joined).address(), &path, &content).await?;
+    ensure!(pulled.last_byte < FOUND, "{pulled:?}");
+    assert_eq!(fake.count("GET", "/blobs/"), 1, "the other node has it");
+    let asked = Instant::now();
+    fleet.leave(joined).await?;
+    ensure!(asked.elapsed() < ENDED, "ended after {:?}", asked.elapsed());
+    Ok(())
+}
