@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use millrace_cluster_tests::client::{Client as _, Skopeo};
 use millrace_cluster_tests::fake::{Fake, Then, When, noise};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
@@ -15,6 +15,12 @@ const MIB: usize = 1 << 20;
 
 /// Slow enough that everybody asks while the blob is on its way.
 const SLOW: u64 = 8 << 20;
+
+/// Bytes of content that a node had from others.
+const RECEIVED: &str = "millrace_peer_received_bytes_total";
+
+/// How many times its size a blob may enter a node: one chunk of the 24 may be asked for again.
+const ONCE: f64 = 1.05;
 
 /// Asserts that no body left the upstream twice.
 async fn assert_each_left_once(upstream: &Upstream, image: &Image) -> Result<()> {
@@ -76,6 +82,21 @@ async fn a_stampede_through_all_nodes_costs_one_upstream_pull() -> Result<()> {
     let clients = scene.clients(&[0, 1, 2, 3, 4], 8);
     all(stampede(clients, &path, &content).await)?;
     assert_eq!(scene.fake.sent_bytes("/blobs/"), content.len() as u64);
+    assert_each_entered_once(&scene.fleet, content.len()).await
+}
+
+/// Asserts that a blob of `size` bytes entered each node once: from the others, but for the one that
+/// had it from the upstream.
+async fn assert_each_entered_once(fleet: &Fleet, size: usize) -> Result<()> {
+    let mut entered = Vec::new();
+    for node in fleet.running() {
+        let received = fleet.node(node).metric(RECEIVED, &[]).await?;
+        entered.push(received.context("a node counts what it receives")?);
+    }
+    let once = size as f64 * ONCE;
+    ensure!(entered.iter().all(|bytes| *bytes <= once), "{entered:?}");
+    let all = once * (entered.len() - 1) as f64;
+    ensure!(entered.iter().sum::<f64>() <= all, "{entered:?}");
     Ok(())
 }
 
