@@ -1,7 +1,7 @@
 # make test    installs what the tests use, builds, runs every test of the workspace
 # make lint    format, clippy, docs, licences and sources of dependencies, unused dependencies
 # make bench   the benchmarks: one node against docker-registry and nginx, two nodes against TLS,
-#              whole clusters (as root)
+#              whole clusters (as root), look-ups on the ring
 
 .PHONY: test lint bench test-tools lint-tools
 
@@ -36,3 +36,4 @@ lint-tools:
 bench: test-tools
 	cargo build --locked --release -p millrace
 	cargo bench --locked -p millrace-cluster-tests
+	cargo bench --locked -p millrace --bench placement
