@@ -1,6 +1,7 @@
 //! The store through its public door: commits, crashes, eviction, tags, a lost index.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -175,11 +176,11 @@ async fn a_suspended_part_is_continued_and_only_once_believed() {
         .write(0, &[bytes.slice(..400)])
         .expect("written");
     part.suspend(ranges(0..400)).await.expect("suspended");
-    assert_eq!(store.status().suspended_bytes, 400);
+    assert!(store.status().suspended_bytes >= 400);
     close(store, tasks).await;
 
     let (store, _tasks) = open(folder.path()).await;
-    assert_eq!(store.status().suspended_bytes, 400);
+    assert!(store.status().suspended_bytes >= 400);
     let part = store.part(&digest).await.expect("part");
     assert_eq!(part.saved(), &ranges(0..400));
     let mut saved = vec![0; 400];
@@ -192,6 +193,70 @@ async fn a_suspended_part_is_continued_and_only_once_believed() {
         part.saved().is_empty(),
         "it was removed with the part that continued it"
     );
+}
+
+/// Bytes that the only part in `root` takes of the disk.
+fn allocated(root: &Path) -> u64 {
+    let entries = fs::read_dir(root.join("parts")).expect("folder");
+    let mut paths = entries.map(|entry| entry.expect("entry").path());
+    let part = paths.find(|path| path.extension().is_none());
+    let metadata = part.expect("a part").metadata().expect("examined");
+    metadata.blocks() * 512
+}
+
+#[tokio::test]
+async fn a_suspended_part_takes_no_more_than_what_was_written() {
+    const MIB: u64 = 1 << 20;
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    let (digest, bytes) = content(4, 1_000);
+    let mut part = store.part(&digest).await.expect("part");
+    for _ in 0..2 {
+        part.reserve(64 * MIB).await.expect("room");
+    }
+    assert!(allocated(folder.path()) >= 64 * MIB, "all was allocated");
+    let mut written = RangeSet::new();
+    for start in [0, 16 * MIB, 32 * MIB] {
+        let writer = part.writer();
+        let bytes = std::slice::from_ref(&bytes);
+        writer.write(start, bytes).expect("written");
+        written.insert(start..start + 1_000);
+    }
+    // Nobody was told of this one, so it is not kept.
+    part.writer().write(48 * MIB, &[bytes]).expect("written");
+    part.suspend(written.clone()).await.expect("suspended");
+    let kept = allocated(folder.path());
+    assert!(kept < MIB, "{kept} bytes are kept for 3000");
+    assert_eq!(store.status().suspended_bytes, kept);
+    assert_eq!(store.status().growing_bytes, 0);
+    close(store, tasks).await;
+
+    let (store, _tasks) = open(folder.path()).await;
+    assert_eq!(store.status().suspended_bytes, kept);
+    let part = store.part(&digest).await.expect("part");
+    assert_eq!(part.saved(), &written);
+}
+
+#[tokio::test]
+async fn what_a_part_took_before_a_start_is_counted() {
+    const MIB: u64 = 1 << 20;
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    let (digest, bytes) = content(4, 1_000);
+    let part = store.part(&digest).await.expect("part");
+    part.writer().write(0, &[bytes]).expect("written");
+    part.suspend(ranges(0..1_000)).await.expect("suspended");
+    close(store, tasks).await;
+    // As a power failure leaves it that comes before the file system has given anything back.
+    let path = folder.path().join(format!("parts/sha256-{}", digest.hex()));
+    let file = fs::File::options().write(true).open(path).expect("opened");
+    let ahead = vec![1; MIB as usize];
+    std::os::unix::fs::FileExt::write_all_at(&file, &ahead, MIB).expect("written");
+    file.sync_all().expect("flushed");
+
+    let (store, _tasks) = open(folder.path()).await;
+    let counted = store.status().suspended_bytes;
+    assert!(counted >= MIB, "{counted} bytes are counted");
 }
 
 #[tokio::test]

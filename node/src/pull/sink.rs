@@ -362,6 +362,8 @@ impl Sink {
     /// # Errors
     /// A file operation failed; nothing is kept then.
     pub(super) async fn suspend(&self, written: RangeSet<u64>) -> Result<(), StoreError> {
+        // What is still being written is cut off: nobody was told of it.
+        self.settled().await;
         match self.part.lock().await.take() {
             Some(part) if !written.is_empty() => part.suspend(written).await,
             Some(part) => {

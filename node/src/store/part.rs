@@ -26,6 +26,9 @@ use super::{Inner, blocking};
 /// Most pieces that the system takes in one call (`IOV_MAX`).
 const MAX_PIECES: usize = 1024;
 
+/// Gives what a range takes back to the file system.
+const FREE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
 /// A growing blob. Dropping it without [`Part::commit`] or [`Part::suspend`] removes it, which
 /// blocks; [`Part::discard`] does not.
 #[derive(Debug)]
@@ -175,7 +178,8 @@ impl Part {
         let _ = dropped.await;
     }
 
-    /// Keeps the part on disk, so that a later fill continues it.
+    /// Keeps the part on disk, so that a later fill continues it; what was allocated beyond
+    /// `written` is given back. Nothing else may be writing it any more.
     ///
     /// # Errors
     /// A file operation that failed; the part is removed then.
@@ -186,8 +190,18 @@ impl Part {
     }
 
     fn suspend_blocking(mut self, written: &RangeSet<u64>) -> Result<(), StoreError> {
-        rustix::fs::fdatasync(&self.writer.file).doing("flush", &self.writer.path)?;
-        self.inner.put_suspended(&self.digest, written)?;
+        let PartWriter { file, path } = &self.writer;
+        let end = written.iter().next_back().map_or(0, |range| range.end);
+        // Also where it is no longer than that: what was allocated behind the end goes with it.
+        file.set_len(end).doing("truncate", path)?;
+        for gap in written.gaps(&(0..end)) {
+            let (start, length) = (gap.start, gap.end - gap.start);
+            // A file system that cannot give it back keeps it, and it is counted then.
+            let _ = fallocate(file, FREE, start, length);
+        }
+        rustix::fs::fdatasync(file).doing("flush", path)?;
+        let metadata = file.metadata().doing("examine", path)?;
+        self.inner.put_suspended(&self.digest, written, &metadata)?;
         self.owned = false;
         Ok(())
     }

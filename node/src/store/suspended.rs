@@ -1,6 +1,7 @@
 //! Parts that wait on disk to be continued, and the files that say what they have.
 
-use std::fs;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -15,6 +16,9 @@ use super::layout::{self, Layout};
 /// Version of the state file of a suspended part; another one means: begin again.
 const STATE_VERSION: u32 = 1;
 
+/// Unit in which the system counts what a file takes, whatever the blocks of its file system.
+const BLOCK_BYTES: u64 = 512;
+
 /// What the state file of a suspended part says.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
@@ -26,6 +30,7 @@ struct State {
 /// A part that waits on disk to be continued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Suspended {
+    /// What it takes of the disk.
     pub(super) bytes: u64,
     pub(super) since: SystemTime,
 }
@@ -36,6 +41,7 @@ impl Inner {
         &self,
         digest: &Digest,
         written: &RangeSet<u64>,
+        metadata: &Metadata,
     ) -> Result<(), StoreError> {
         let state = State {
             version: STATE_VERSION,
@@ -44,7 +50,7 @@ impl Inner {
         let state = serde_json::to_vec(&state).expect("numbers are valid JSON");
         layout::replace(&self.layout.part_state(digest), &state)?;
         let part = Suspended {
-            bytes: length(written),
+            bytes: taken(written, metadata),
             since: SystemTime::now(),
         };
         self.space.suspend(part.bytes);
@@ -105,13 +111,17 @@ pub(super) fn find_suspended(layout: &Layout) -> Result<Vec<(Digest, Suspended)>
 }
 
 fn suspended(part: &Path, layout: &Layout, digest: &Digest) -> Option<Suspended> {
-    let state = layout.part_state(digest);
-    let bytes = length(&saved_ranges(&state));
-    let since = part
-        .metadata()
-        .and_then(|metadata| metadata.modified())
-        .ok()?;
-    (bytes > 0).then_some(Suspended { bytes, since })
+    let saved = saved_ranges(&layout.part_state(digest));
+    let metadata = part.metadata().ok()?;
+    let since = metadata.modified().ok()?;
+    let bytes = taken(&saved, &metadata);
+    (!saved.is_empty()).then_some(Suspended { bytes, since })
+}
+
+/// Returns what a part takes of the disk: what the file system says, which may have kept more than
+/// was written, or does not know yet.
+fn taken(written: &RangeSet<u64>, metadata: &Metadata) -> u64 {
+    length(written).max(metadata.blocks().saturating_mul(BLOCK_BYTES))
 }
 
 fn length(ranges: &RangeSet<u64>) -> u64 {
