@@ -1,7 +1,6 @@
 //! Who comes in at the clients' door: TLS from files, passwords, client certificates.
 
 #[path = "registry/door.rs"]
-#[expect(dead_code, reason = "the registry's tests use more of it")]
 mod door;
 #[path = "upstream/fake.rs"]
 #[expect(dead_code, reason = "the upstreams' tests use more of it")]
@@ -16,7 +15,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use door::{Door, open_on, provider};
+use door::{Door, digest_of, large_blob, open_on, provider};
 use millrace::registry::{Admission, Config, Htpasswd, Terms};
 use millrace::task::Tasks;
 use millrace::tls::{ClientAuth, Tls};
@@ -247,6 +246,36 @@ async fn who_stalls_in_the_handshake_holds_up_nobody() {
         let ended = tokio::time::timeout(SOON, stream.read(&mut [0; 64])).await;
         assert_eq!(ended.expect("ended").unwrap_or(0), 0);
     }
+}
+
+#[tokio::test]
+async fn who_stops_reading_does_not_hold_a_connection_that_has_ended() {
+    let pki = Pki::new();
+    pki.install(&pki.sign("mirror.test", LATER));
+    provider();
+    let config = Config {
+        // Enough to fill every buffer on the way to the client.
+        drain_timeout: Duration::from_millis(500),
+        ..Config::default()
+    };
+    let terms = Terms {
+        tls: Some(Tls::load(pki.files(None)).expect("loads")),
+        ..Terms::default()
+    };
+    let door = open_on(config, terms).await;
+    let mut metrics = prometheus_client::registry::Registry::default();
+    door.registry.register_metrics(&mut metrics);
+    let stream = pki.connect(door.address, &V13, None).await;
+    let mut stream = stream.expect("a handshake");
+    let url = format!("/v2/library/app/blobs/{}", digest_of(large_blob()));
+    let request = head("GET", &url, &[], "keep-alive");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    stream.read_exact(&mut [0; 5]).await.expect("an answer");
+    door.running.drain().await;
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &metrics).expect("encodes");
+    let line = "millrace_registry_open_connections 0";
+    assert!(text.contains(line), "{text}");
 }
 
 #[tokio::test]

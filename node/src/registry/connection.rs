@@ -33,7 +33,8 @@ use super::stream::Stream;
 /// blobs are larger and pass through one at a time, without being copied.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Longest time in which an ended connection waits for the client to end it too.
+/// Longest time in which an ended connection is rid of what is still to be sent and waits for the
+/// client to end it too.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 
 /// Most bytes that are read from a client after its connection has ended.
@@ -203,13 +204,15 @@ async fn drive(
 
 /// Ends a connection so that the client gets to see all that was sent.
 pub(super) async fn linger(mut stream: Stream) {
-    if stream.shutdown().await.is_err() {
-        return;
-    }
-    let mut unread = stream.take(LINGER_BYTES);
-    let mut nowhere = tokio::io::sink();
+    let ending = async {
+        // Over TLS it first sends what is held back, for which a client that reads nothing has no
+        // room.
+        stream.shutdown().await?;
+        let mut unread = stream.take(LINGER_BYTES);
+        tokio::io::copy(&mut unread, &mut tokio::io::sink()).await
+    };
     // Whatever comes of it, the connection is over.
-    let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut unread, &mut nowhere)).await;
+    let _ = tokio::time::timeout(LINGER, ending).await;
 }
 
 /// A stream that sends files where answers have a place for them, and tells its activity what
