@@ -120,3 +120,14 @@ fn the_unit_waits_longer_than_the_drain() {
         assert!(unit.lines().any(|found| found == line), "{line}");
     }
 }
+
+#[test]
+fn the_unit_is_not_started_again_and_again_for_a_mistake_in_the_configuration() {
+    let unit = include_str!("../../../deploy/millrace.service");
+    assert!(
+        unit.lines()
+            .any(|line| line == "RestartPreventExitStatus=2")
+    );
+    // The status of a command before the main process does not count there.
+    assert!(!unit.lines().any(|line| line.starts_with("ExecStartPre=")));
+}
