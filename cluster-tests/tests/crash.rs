@@ -1,15 +1,21 @@
 //! The end of a node: killed in the middle of a pull, asked to stop while it serves, asked twice.
 
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use millrace_cluster_tests::condition::{eventually, patience};
+use millrace_cluster_tests::condition::{eventually, eventually_some, patience};
+use millrace_cluster_tests::fake::{self, Fake, Guard};
 use millrace_cluster_tests::http::{Answer, End, Exchange, Request};
 use millrace_cluster_tests::image::{Content, Image};
 use millrace_cluster_tests::link::Link;
 use millrace_cluster_tests::node::Node;
 use millrace_cluster_tests::upstream::Upstream;
 use millrace_protocol::oci::{Algorithm, Digest};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use tempfile::TempDir;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -155,5 +161,67 @@ async fn an_idle_node_ends_soon_on_sigterm() -> Result<()> {
     node.terminate();
     let status = node.ended(Duration::from_secs(5)).await?;
     ensure!(status.success(), "it ended with {status}");
+    Ok(())
+}
+
+/// A node that reads a password file as on a disk that hangs, for a client that waits.
+struct Hung {
+    scene: fake::Scene,
+    _client: TcpStream,
+    /// The end of the file that is written; while it is open and silent, the node waits.
+    _silent: OwnedFd,
+    _folder: TempDir,
+}
+
+impl Hung {
+    async fn start() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("password");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        let fake = Fake::start().await?;
+        fake.protect(Guard::Basic("u".to_owned(), "p".to_owned()));
+        let scene = fake::Scene::of(fake, |node| {
+            node.set("upstreams/fake/username", "u")
+                .set("upstreams/fake/password_file", path.display().to_string())
+        })
+        .await?;
+        let mut client = TcpStream::connect(scene.node.address())?;
+        client.write_all(b"GET /v2/fake/app/manifests/1 HTTP/1.1\r\nHost: node\r\n\r\n")?;
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+        let silent = eventually_some("the node opens the file", async || {
+            open(&path, flags, Mode::empty()).ok()
+        });
+        Ok(Self {
+            _silent: silent.await,
+            scene,
+            _client: client,
+            _folder: folder,
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_second_sigterm_ends_a_node_whose_disk_hangs() -> Result<()> {
+    let mut hung = Hung::start().await?;
+    let node = &mut hung.scene.node;
+    node.terminate();
+    let address = node.address();
+    eventually("a draining node refuses new connections", async || {
+        Request::get("/v2/").send(address).await.is_err()
+    })
+    .await;
+    node.terminate();
+    let status = node.ended(Duration::from_secs(5)).await?;
+    ensure!(status.code() == Some(143), "it ended with {status}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_whose_disk_hangs_ends_after_its_drain() -> Result<()> {
+    let mut hung = Hung::start().await?;
+    hung.scene.node.terminate();
+    let limit = patience() + Duration::from_secs(30);
+    let status = hung.scene.node.ended(limit).await?;
+    ensure!(status.success(), "a drained node ended with {status}");
     Ok(())
 }
