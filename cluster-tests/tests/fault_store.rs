@@ -110,6 +110,38 @@ async fn readers_of_a_relayed_blob_share_one_fetch() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_far_range_of_a_relayed_blob_is_answered_with_bytes_in_hand() -> Result<()> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
+    let content = noise(1, 24 * MIB);
+    let digest = scene.fake.add_blob("app", content.clone());
+    let never = Gate::default();
+    let first = When::get("/blobs/").first(1);
+    let whole = Then::healthy().stall(4 * MIB as u64, &never);
+    scene.fake.on(first, whole);
+    let ranged = When::get("/blobs/").with("Range", "bytes=");
+    scene.fake.on(ranged, Then::healthy().cut(0));
+    let mut reader = scene.open(scene.blob("app", &digest)).await?;
+    reader.read_at_least(MIB).await?;
+    let start = 20 * MIB;
+    let far = || {
+        let range = format!("bytes={start}-{}", start + 999);
+        scene.blob("app", &digest).header("Range", &range)
+    };
+    let answer = scene.send(far()).await?;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(scene.fake.count("GET", "/blobs/"), 2);
+    scene.fake.heal();
+    eventually("the far range is there", async || {
+        let answer = scene.send(far()).await;
+        answer.is_ok_and(|answer| {
+            answer.status() == 206 && answer.body == content[start..start + 1_000]
+        })
+    })
+    .await;
+    Ok(())
+}
+
 /// A small file system of its own; needs the rights of root, as the tests of clients do.
 struct SmallDisk {
     folder: TempDir,

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
 use crate::store::{BlobFile, FileRange, FileReader};
+use crate::upstream;
 
 use super::error::PullError;
 use super::origin::{Origin, Source};
@@ -122,6 +123,18 @@ impl OpenBlob {
     /// Dropping the future, or the result, removes a reader and nothing else.
     /// Source: OCI Distribution Spec end-2; RFC 9110 section 14.
     pub async fn read(&self, range: Range<u64>) -> Result<BlobBody, PullError> {
+        in_time(self.deadline, self.read_further(range)).await?
+    }
+
+    /// As [`Self::read`], for a body whose headers have left: however long the first byte takes,
+    /// it is waited for.
+    ///
+    /// # Errors
+    /// Why the fetch failed. [`PullError::Late`] only for a range that must be asked of the
+    /// upstream, which is none of a blob that is complete.
+    /// # Cancel safety
+    /// As [`Self::read`].
+    pub async fn read_further(&self, range: Range<u64>) -> Result<BlobBody, PullError> {
         let (supply, range) = match &self.content {
             Content::Stored(blob) => {
                 let end = range.end.min(blob.size());
@@ -140,16 +153,16 @@ impl OpenBlob {
             range,
             lends: false,
         };
-        let first = in_time(self.deadline, reader.next()).await??;
         Ok(BlobBody {
-            first,
+            first: reader.next().await?,
             unread: Some(Box::new(reader)),
             running: stream::empty().boxed(),
             failed: None,
         })
     }
 
-    /// Reads a range of a relayed blob from the upstream, past the shared transfer.
+    /// Reads a range of a relayed blob from the upstream, past the shared transfer, once its
+    /// first bytes are in hand.
     async fn read_past(&self, range: Range<u64>) -> Result<BlobBody, PullError> {
         let Origin {
             upstream,
@@ -158,31 +171,19 @@ impl OpenBlob {
         let opened = upstream
             .open_blob(repository, &self.digest, range.start, self.deadline)
             .await?;
-        let skip = range.start.saturating_sub(opened.offset());
-        let length = range.end.saturating_sub(range.start);
-        let body = stream::try_unfold(
-            (opened, skip, length),
-            |(mut body, mut skip, mut left)| async move {
-                while left > 0 {
-                    let Some(mut bytes) = body.next_chunk().await? else {
-                        return Ok(None);
-                    };
-                    let skipped = skip.min(bytes.len() as u64);
-                    skip -= skipped;
-                    let _ = bytes.split_to(usize::try_from(skipped).expect("at most the chunk"));
-                    bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-                    if !bytes.is_empty() {
-                        left -= bytes.len() as u64;
-                        return Ok(Some((Piece::Memory(bytes), (body, skip, left))));
-                    }
-                }
-                Ok::<_, PullError>(None)
-            },
-        );
+        let mut past = Past {
+            skip: range.start.saturating_sub(opened.offset()),
+            left: range.end.saturating_sub(range.start),
+            body: opened,
+        };
+        let first = past.next().await?;
+        let rest = stream::try_unfold(past, |mut past| async move {
+            Ok(past.next().await?.map(|piece| (piece, past)))
+        });
         Ok(BlobBody {
-            first: None,
+            first,
             unread: None,
-            running: body.boxed(),
+            running: rest.boxed(),
             failed: None,
         })
     }
@@ -198,6 +199,34 @@ pub(super) async fn in_time<T>(
     timed.map_err(|_| PullError::Late {
         waited: started.elapsed(),
     })
+}
+
+/// A range that is read past the shared transfer.
+struct Past {
+    body: upstream::BlobBody,
+    /// Bytes before the range, from an upstream that ignored where it begins.
+    skip: u64,
+    left: u64,
+}
+
+impl Past {
+    /// Returns the next bytes, or `None` at the end of the range.
+    async fn next(&mut self) -> Result<Option<Piece>, PullError> {
+        while self.left > 0 {
+            let Some(mut bytes) = self.body.next_chunk().await? else {
+                return Ok(None);
+            };
+            let skipped = self.skip.min(bytes.len() as u64);
+            self.skip -= skipped;
+            let _ = bytes.split_to(usize::try_from(skipped).expect("at most the chunk"));
+            bytes.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+            if !bytes.is_empty() {
+                self.left -= bytes.len() as u64;
+                return Ok(Some(Piece::Memory(bytes)));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// One reader at its position.

@@ -14,7 +14,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use millrace_protocol::byte_range::ContentRange;
 use millrace_protocol::oci::Digest;
 
-use crate::pull::{OpenBlob, Piece, PullError};
+use crate::pull::{BlobBody, OpenBlob, Piece, PullError};
 
 use super::body::Content;
 use super::respond::Answer;
@@ -77,7 +77,7 @@ async fn content(blob: OpenBlob, parts: Vec<Part>, closing: Bytes) -> Result<Ope
     let blob = Arc::new(blob);
     let mut parts = parts.into_iter();
     let first = match parts.next() {
-        Some(part) => Some(open(&blob, part).await?),
+        Some((heading, range)) => Some(opened(heading, blob.read(range).await?)),
         None => None,
     };
     let others = stream::try_unfold((blob, parts), next).map(|opened| {
@@ -91,18 +91,18 @@ async fn content(blob: OpenBlob, parts: Vec<Part>, closing: Bytes) -> Result<Ope
 
 type Opened = BoxStream<'static, Result<Piece, PullError>>;
 
-async fn open(blob: &OpenBlob, (heading, range): Part) -> Result<Opened, PullError> {
-    let body = blob.read(range).await?;
+fn opened(heading: Bytes, body: BlobBody) -> Opened {
     let heading = stream::once(async move { Ok(Piece::Memory(heading)) });
-    Ok(heading.chain(body).boxed())
+    heading.chain(body).boxed()
 }
 
 type Rest = (Arc<OpenBlob>, vec::IntoIter<Part>);
 
 async fn next((blob, mut parts): Rest) -> Result<Option<(Opened, Rest)>, PullError> {
-    let Some(part) = parts.next() else {
+    let Some((heading, range)) = parts.next() else {
         return Ok(None);
     };
-    let opened = open(&blob, part).await?;
-    Ok(Some((opened, (blob, parts))))
+    // A slow client comes to it at any time; nobody waits for a head any more.
+    let body = blob.read_further(range).await?;
+    Ok(Some((opened(heading, body), (blob, parts))))
 }
