@@ -1,7 +1,8 @@
 //! end-8 and the catalog: lists of names, in pages.
 //!
 //! Tags belong to the upstream. Some upstreams page, in whatever order; some ignore `n` and `last`
-//! and give everything. Pages of the former are passed on, the latter are paged here.
+//! and give everything, or pages of their own size. Pages of the former are passed on, the latter are
+//! paged here.
 
 use http::StatusCode;
 use http::header::{HeaderValue, LINK};
@@ -66,18 +67,23 @@ pub(super) async fn list<U>(
     query: Option<&str>,
 ) -> Result<Answer, Failure> {
     let wish = Wish::of(query);
-    // Without `n`, so that a repository without tags and one that is unknown differ.
-    let dropped: &[&str] = if wish.n == Some(0) {
-        &["ns", "n"]
-    } else {
-        &["ns"]
-    };
-    let asked = route::query_without(wish.query, dropped);
+    let asked = asked(&wish);
     let page = puller.tags(origin, &asked).await;
     let page = page.map_err(|error| Failure::Pull(Wanted::Tags, error))?;
     let (tags, next) = select(&wish, &page.tags, page.next_query);
     let link = next.map(|query| route.next_link(&query));
     Ok(answer(&Tags { name, tags }, link))
+}
+
+/// Writes the query for the upstream.
+fn asked(wish: &Wish<'_>) -> String {
+    let dropped: &[&str] = match wish.n {
+        // No tags are wanted, but a repository without tags and one that is unknown differ; and a
+        // senseless number counts as none, so the upstream must not refuse it.
+        None | Some(0) => &["ns", "n"],
+        Some(_) => &["ns"],
+    };
+    route::query_without(wish.query, dropped)
 }
 
 /// Chooses from a page of the upstream what goes into ours, and the query of the next.
@@ -90,8 +96,14 @@ fn select<'a>(
     if wish.n == Some(0) {
         return (Vec::new(), None);
     }
-    if next.is_some() {
-        return (names, next);
+    if let Some(next) = next {
+        // A page that is longer than was wanted goes out in pieces, in its order.
+        let last = wish.last.as_deref();
+        if let Some(seen) = names.iter().position(|&name| Some(name) == last) {
+            names.drain(..=seen);
+        }
+        let next = wish.cut(&mut names).map_or(next, |last| wish.after(last));
+        return (names, Some(next));
     }
     match wish.last.as_deref() {
         None => names.sort_unstable(),
@@ -174,6 +186,25 @@ mod tests {
             page("n=2&last=v9", &["v8", "v11"], None),
             ("v8 v11".to_owned(), None)
         );
+    }
+
+    #[test]
+    fn an_upstream_that_pages_by_a_number_of_its_own_is_cut_to_the_wanted() {
+        let (tags, theirs) = (["c", "a", "d", "b", "e"], Some("last=e"));
+        let paged = |query: &str| page(query, &tags, theirs);
+        let next = |query: &str| Some(query.to_owned());
+        assert_eq!(paged("n=2"), ("c a".to_owned(), next("n=2&last=a")));
+        assert_eq!(paged("n=2&last=a"), ("d b".to_owned(), next("n=2&last=b")));
+        assert_eq!(paged("n=2&last=b"), ("e".to_owned(), next("last=e")));
+        assert_eq!(paged(""), ("c a d b e".to_owned(), next("last=e")));
+    }
+
+    #[test]
+    fn a_senseless_number_is_not_passed_on() {
+        let query = |query| asked(&Wish::of(Some(query)));
+        assert_eq!(query("n=many&last=a"), "last=a");
+        assert_eq!(query("n=0&ns=docker.io"), "");
+        assert_eq!(query("n=2&last=a"), "n=2&last=a");
     }
 
     #[test]
