@@ -138,11 +138,12 @@ impl Default for Timeouts {
     }
 }
 
-/// How long the tags that match a pattern stay fresh; applied by `pull`.
+/// How long the tags of what matches a pattern stay fresh; applied by `pull`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TagRule {
-    /// Pattern over the tag, in which `*` matches anything.
+    /// Pattern over the repository, or over `repository:tag` when it contains a colon, in which `*`
+    /// matches anything, slashes included.
     #[serde(rename = "match")]
     pub pattern: String,
     /// What may be done with a cached answer.
