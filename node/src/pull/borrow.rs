@@ -93,7 +93,9 @@ impl Borrow<'_> {
                 return Ok(true);
             }
         }
-        if let Some(peer) = search.fetching() {
+        // Who has asked an upstream is followed by others, and follows nobody.
+        let follows = !self.transfer.state().has_asked;
+        if follows && let Some(peer) = search.fetching().await {
             return self.through_holder(peer, far).await;
         }
         for part in search.parts() {

@@ -136,6 +136,14 @@ impl Directory {
         inner.intents.entry(peer).or_default().note(key);
     }
 
+    /// Returns the members that have stated since then that they mean to fetch this.
+    pub(super) fn intending(&self, key: Key, since: Instant) -> Vec<NodeId> {
+        let inner = self.inner.lock();
+        let intending = inner.intents.iter();
+        let intending = intending.filter(|(_, own)| own.have_since(key, since));
+        intending.map(|(id, _)| *id).collect()
+    }
+
     /// Returns what a member's word on `key` is worth to a node with this placement.
     pub(super) fn word(&self, peer: &NodeId, key: Key, placement: u64) -> Word {
         let inner = self.inner.lock();
@@ -275,6 +283,11 @@ impl Intents {
         let any = self.any_until.is_some_and(|until| until > now);
         any || self.keys.get(&key).is_some_and(|until| *until > now)
     }
+
+    fn have_since(&self, key: Key, since: Instant) -> bool {
+        let until = self.keys.get(&key).copied().max(self.any_until);
+        until.is_some_and(|until| until >= since + INTENT_LIFETIME)
+    }
 }
 
 #[cfg(test)]
@@ -352,6 +365,17 @@ mod tests {
         assert_eq!(words, [Word::Unknown, Word::Unknown, Word::HoldsNot]);
         tokio::time::advance(INTENT_LIFETIME).await;
         assert_eq!([1, 2].map(word), [Word::HoldsNot; 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_stated_an_intent_lately_is_known() {
+        let directory = Directory::default();
+        directory.note_intent(peer(1), key(1));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let since = Instant::now();
+        directory.note_intent(peer(2), key(1));
+        directory.note_intent(peer(3), key(2));
+        assert_eq!(directory.intending(key(1), since), [peer(2)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -170,8 +170,10 @@ impl Filler {
             let Some(origin) = candidate else {
                 return Ok(false);
             };
-            self.transfer
-                .change(|state| state.supply = Supply::Upstream);
+            self.transfer.change(|state| {
+                state.supply = Supply::Upstream;
+                state.has_asked = true;
+            });
             match self.fetch(&origin, sink, far).await {
                 Ok(()) => return Ok(true),
                 Err(Halt::Origin(error)) => self.refused(&origin, error),

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::Purpose;
+use tokio::time::Instant;
 
 use super::neighbours::{Neighbours, Part, Whom};
 
@@ -17,7 +18,8 @@ pub(super) struct Search<'a> {
     whom: Whom,
     /// Holders to try, the best first.
     found: VecDeque<NodeId>,
-    asked: bool,
+    /// When members were asked.
+    asked: Option<Instant>,
     fetching: Option<NodeId>,
     parts: Vec<Part>,
 }
@@ -30,7 +32,7 @@ impl<'a> Search<'a> {
             purpose,
             whom: Whom::InDoubt,
             found: neighbours.told(digest).into(),
-            asked: false,
+            asked: None,
             fetching: None,
             parts: Vec::new(),
         }
@@ -47,8 +49,8 @@ impl<'a> Search<'a> {
     /// # Cancel safety
     /// Dropping the future ends the questions; they are not put again.
     pub(super) async fn next(&mut self) -> Option<NodeId> {
-        if self.found.is_empty() && !self.asked {
-            self.asked = true;
+        if self.found.is_empty() && self.asked.is_none() {
+            self.asked = Some(Instant::now());
             let holders = self.neighbours.ask(&self.digest, self.purpose, self.whom);
             let holders = holders.await;
             self.found = holders.whole.into();
@@ -58,9 +60,17 @@ impl<'a> Search<'a> {
         self.found.pop_front()
     }
 
-    /// Returns a member to follow, because it fetches the same from an upstream; known when there
-    /// is no further holder.
-    pub(super) fn fetching(&self) -> Option<NodeId> {
+    /// Returns a member to follow, because it fetches the same from an upstream; for who means to
+    /// fetch it, when there is no further holder.
+    ///
+    /// Who has stated since the members were asked that it means to is asked back first: it has heard
+    /// of this node's intent, and follows this node or counts on being followed.
+    /// # Cancel safety
+    /// Dropping the future ends the questions.
+    pub(super) async fn fetching(&mut self) -> Option<NodeId> {
+        if let (None, Some(asked)) = (self.fetching, self.asked) {
+            self.fetching = self.neighbours.ask_back(&self.digest, asked).await;
+        }
         self.fetching
     }
 

@@ -38,7 +38,7 @@ use super::manifest::ManifestAnswer;
 use super::origin::Origin;
 use super::rank::Rank;
 use super::refusal;
-use super::transfer::{Phase, Supply};
+use super::transfer::Phase;
 
 use far_readers::FarReaders;
 use listing::Listings;
@@ -214,7 +214,7 @@ impl Shared {
             if matches!(transfer.state().phase, Phase::Verified) {
                 return Holding::Whole;
             }
-            let asked = transfer.state().supply == Supply::Upstream;
+            let asked = transfer.state().has_asked;
             if asked || transfer.rank() == Rank::Home {
                 Holding::Fetching { asked }
             } else {

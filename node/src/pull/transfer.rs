@@ -77,9 +77,11 @@ impl Transfer {
         *self.rank.borrow()
     }
 
-    /// Whether the bytes come from other nodes, if they come: nobody should wait for them here.
-    pub(super) fn waits_for_others(&self) -> bool {
-        self.rank() < Rank::Home && self.state().supply != Supply::Upstream
+    /// Whether a follower may wait for the bytes here: not where they come from other nodes, if they
+    /// come; and where an upstream was not asked yet, only if its id is the greater one. So nobody
+    /// waits in a circle, because who has asked an upstream follows nobody any more.
+    pub(super) fn may_be_followed(&self, has_greater_id: bool) -> bool {
+        self.state().has_asked || (self.rank() == Rank::Home && has_greater_id)
     }
 
     /// Lets the transfer act in at least this rank from now on.

@@ -15,6 +15,7 @@ use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{
     AskHolds, BlobNews, Holding, MAX_ASKED_DIGESTS, OpenBlob, Purpose, Role,
 };
+use tokio::time::Instant;
 
 use crate::cluster::{Member, View};
 use crate::pull::directory::Word;
@@ -95,12 +96,58 @@ impl Neighbours {
         let asked = self.usable(&view).filter(|member| {
             whom == Whom::All || self.has_to_be_asked(&view, &member.id, key, purpose)
         });
-        let questions: Vec<_> = asked.map(|member| (member, vec![*digest])).collect();
-        self.metrics.count_search(match questions.is_empty() {
+        let asked: Vec<_> = asked.collect();
+        self.metrics.count_search(match asked.is_empty() {
             true => Answered::Known,
             false => Answered::Asked,
         });
-        let mut answers = self.put(&view, questions, purpose);
+        self.holders(&view, asked, digest, purpose).await
+    }
+
+    /// Asks those back who have stated since `since` that they mean to fetch `digest`: they may have
+    /// been asked before, and may be gone ahead. Returns one that this node has to follow, or that
+    /// has it by now.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the questions.
+    pub(in crate::pull) async fn ask_back(
+        &self,
+        digest: &Digest,
+        since: Instant,
+    ) -> Option<NodeId> {
+        let mut asked: HashSet<NodeId> = HashSet::new();
+        loop {
+            let view = self.view();
+            let intending = self.directory.intending(Key::of_digest(digest), since);
+            // Each once: two that ask each other back state their intents anew each time.
+            let intending: HashSet<NodeId> = intending
+                .into_iter()
+                .filter(|peer| asked.insert(*peer))
+                .collect();
+            let members = self.usable(&view);
+            let members: Vec<_> = members
+                .filter(|member| intending.contains(&member.id))
+                .collect();
+            if members.is_empty() {
+                return None;
+            }
+            let holders = self.holders(&view, members, digest, Purpose::Fetch).await;
+            let found = holders.whole.first().copied().or(holders.fetching);
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+
+    async fn holders(
+        &self,
+        view: &View,
+        members: Vec<&Member>,
+        digest: &Digest,
+        purpose: Purpose,
+    ) -> Holders {
+        let questions = members.into_iter().map(|member| (member, vec![*digest]));
+        let mut answers = self.put(view, questions.collect(), purpose);
         let mut holders = Holders::default();
         while let Some((peer, _, holding)) = answers.next().await {
             match holding.first() {
@@ -115,7 +162,7 @@ impl Neighbours {
                 _ => {}
             }
         }
-        self.keep_best(&view, &mut holders.whole);
+        self.keep_best(view, &mut holders.whole);
         holders.parts.sort_by_key(|part| Reverse(part.chunks));
         holders.parts.truncate(MAX_HOLDERS);
         holders

@@ -17,7 +17,6 @@ use tokio::sync::{mpsc, watch};
 
 use crate::pull::neighbours::Neighbours;
 use crate::pull::rank::Rank;
-use crate::pull::transfer::Supply;
 use crate::store::{Change, Changes};
 
 use super::Shared;
@@ -163,9 +162,9 @@ impl Telling {
     /// Returns what is on its way from an upstream, or about to be.
     fn fetching(&self) -> Vec<Key> {
         let transfers = self.shared.puller.inner.fillers.table.all();
-        let fetching = transfers.iter().filter(|transfer| {
-            transfer.rank() == Rank::Home || transfer.state().supply == Supply::Upstream
-        });
+        let fetching = transfers
+            .iter()
+            .filter(|transfer| transfer.rank() == Rank::Home || transfer.state().has_asked);
         let key = |digest: &Digest| Key::of_digest(digest);
         let keys = fetching.map(|transfer| key(&transfer.digest));
         keys.filter(|key| self.placement.is_told(&self.to, *key))

@@ -63,7 +63,7 @@ impl Asked {
         }
         if self.question.role == Role::Holder
             && let Some(transfer) = inner.fillers.table.get(digest)
-            && transfer.waits_for_others()
+            && !transfer.may_be_followed(self.has_greater_id())
         {
             return part_of(&transfer).ok_or(Refusal::Absent);
         }
@@ -87,6 +87,13 @@ impl Asked {
         };
         let content = Content::Growing { waiter, watch };
         Ok(self.opened(size, &provenance, content))
+    }
+
+    /// Whether the id of who asks is greater than this node's.
+    fn has_greater_id(&self) -> bool {
+        let neighbours = &self.shared.puller.inner.neighbours;
+        let neighbours = neighbours.as_ref();
+        neighbours.is_some_and(|neighbours| self.from > neighbours.view().me())
     }
 
     /// Joins the transfer in the role that is asked for, or begins it.

@@ -38,6 +38,8 @@ pub(in crate::pull) struct State {
     pub(in crate::pull) far: FarChunks,
     /// Who is asked for bytes now.
     pub(in crate::pull) supply: Supply,
+    /// Whether an upstream was asked.
+    pub(in crate::pull) has_asked: bool,
     /// Another node that asked for it had some already: others may have more than is here.
     pub(in crate::pull) begun_elsewhere: bool,
     /// What the blob was fetched as, as far as peers that supplied it, or the store, say.
