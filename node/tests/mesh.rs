@@ -78,6 +78,14 @@ async fn nodes_that_take_each_other_for_the_home_do_not_wait_in_a_circle() {
     for pulled in prompt(join_all(pulls)).await {
         assert!(pulled.expect("pulled").0 == bytes);
     }
+    assert!(mesh.gets("/blobs/") <= 2);
+    let manifest = br#"{"schemaVersion":2,"layers":[]}"#.to_vec();
+    let reference = mesh.content.add(manifest.clone()).to_string();
+    let pulls = [one.manifest(&reference), other.manifest(&reference)];
+    for pulled in prompt(join_all(pulls)).await {
+        assert!(pulled.expect("pulled") == manifest);
+    }
+    assert!(mesh.gets("/manifests/") <= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

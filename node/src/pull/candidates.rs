@@ -16,12 +16,12 @@ use super::refusal::name_of;
 const MAX_CANDIDATES: usize = 16;
 
 /// The origins of one fetch, in the order in which they were named.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Candidates {
     entries: Vec<Candidate>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Candidate {
     origin: Origin,
     provenance: Provenance,
@@ -31,17 +31,25 @@ struct Candidate {
 impl Candidates {
     /// Adds an origin unless it is there.
     pub(super) fn add(&mut self, origin: &Origin) {
-        let provenance = origin.provenance();
-        let known = self
-            .entries
-            .iter()
-            .any(|entry| entry.provenance == provenance);
+        self.push(Candidate {
+            origin: origin.clone(),
+            provenance: origin.provenance(),
+            failure: None,
+        });
+    }
+
+    /// Adds another fetch's origins, with what came of them, unless they are there.
+    pub(super) fn absorb(&mut self, others: Self) {
+        for candidate in others.entries {
+            self.push(candidate);
+        }
+    }
+
+    fn push(&mut self, candidate: Candidate) {
+        let mut entries = self.entries.iter();
+        let known = entries.any(|entry| entry.provenance == candidate.provenance);
         if !known && self.entries.len() < MAX_CANDIDATES {
-            self.entries.push(Candidate {
-                origin: origin.clone(),
-                provenance,
-                failure: None,
-            });
+            self.entries.push(candidate);
         }
     }
 

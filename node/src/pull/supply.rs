@@ -12,7 +12,7 @@ mod reading;
 mod takers;
 mod telling;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,19 +109,26 @@ impl Shared {
         origin.ok_or(Refusal::Unconfigured)
     }
 
-    async fn manifest(&self, question: AskManifest) -> Result<PeerManifest, Refusal> {
+    async fn manifest(&self, from: NodeId, question: AskManifest) -> Result<PeerManifest, Refusal> {
         let manifests = &self.puller.inner.manifests;
         let digest = question.digest;
+        let origins = self.origins(&question.origins);
+        let refuse = |error| refusal::refusal(origins.first(), &error);
         let answer = match Rank::of(question.role) {
             None => {
-                let local = manifests.local(&digest).await;
+                // Before the store is looked into: what is on its way now may be there by then.
+                let followed = manifests.for_follower(from, origins.first(), &digest);
+                let followed = followed.await.map_err(refuse)?;
+                let local = match followed {
+                    None => manifests.local(&digest).await,
+                    followed => Ok(followed),
+                };
                 let local = local.map_err(|_| Refusal::Unable)?;
                 local.ok_or(Refusal::Absent)?
             }
             Some(rank) => {
-                let origins = self.origins(&question.origins);
                 let fetched = manifests.for_peer(&origins, &digest, rank).await;
-                fetched.map_err(|error| refusal::refusal(origins.first(), &error))?
+                fetched.map_err(refuse)?
             }
         };
         Ok(self.with_provenance(answer).await)
@@ -198,6 +205,11 @@ impl Shared {
         // Before the files are looked at: what is withdrawn now may be gone, and no longer withdrawn,
         // by the time that its file was found.
         let offered: HashSet<Digest> = digests.iter().filter(offered).copied().collect();
+        // And so may what is on its way now be stored, and no longer be on its way.
+        let under_way: HashMap<Digest, Holding> = digests
+            .iter()
+            .filter_map(|digest| Some((*digest, self.under_way(digest)?)))
+            .collect();
         let missing = inner.store.missing(digests.clone()).await;
         // A store that cannot be read cannot serve either.
         let missing = missing.unwrap_or_else(|_| digests.clone());
@@ -208,23 +220,30 @@ impl Shared {
             if !missing.contains(digest) {
                 return Holding::Whole;
             }
-            let Some(transfer) = inner.fillers.table.get(digest) else {
-                return Holding::No;
-            };
-            if matches!(transfer.state().phase, Phase::Verified) {
-                return Holding::Whole;
-            }
-            let asked = transfer.state().has_asked;
-            if asked || transfer.rank() == Rank::Home {
-                Holding::Fetching { asked }
-            } else {
-                match transfer.state().checked_chunks() {
-                    0 => Holding::No,
-                    chunks => Holding::Part { chunks },
-                }
-            }
+            under_way.get(digest).copied().unwrap_or(Holding::No)
         };
         digests.iter().map(holding).collect()
+    }
+
+    /// Returns what is to be said of a blob or manifest that is on its way to this node.
+    fn under_way(&self, digest: &Digest) -> Option<Holding> {
+        let Puller { inner } = &self.puller;
+        let Some(transfer) = inner.fillers.table.get(digest) else {
+            let asked = inner.manifests.fetching(digest)?;
+            return Some(Holding::Fetching { asked });
+        };
+        let state = transfer.state();
+        if matches!(state.phase, Phase::Verified) {
+            return Some(Holding::Whole);
+        }
+        let asked = state.has_asked;
+        if asked || transfer.rank() == Rank::Home {
+            return Some(Holding::Fetching { asked });
+        }
+        match state.checked_chunks() {
+            0 => None,
+            chunks => Some(Holding::Part { chunks }),
+        }
     }
 }
 
@@ -243,11 +262,11 @@ impl Handler for Supplier {
 
     fn manifest(
         &self,
-        _from: NodeId,
+        from: NodeId,
         question: AskManifest,
     ) -> BoxFuture<'static, Result<PeerManifest, Refusal>> {
         let shared = Arc::clone(&self.shared);
-        async move { shared.manifest(question).await }.boxed()
+        async move { shared.manifest(from, question).await }.boxed()
     }
 
     fn resolve(

@@ -34,6 +34,8 @@ pub(crate) struct Liar {
     pub(crate) here: Option<u32>,
     /// What it answers about every content.
     pub(crate) holding: Holding,
+    /// Whom it lets wait for an answer what it holds, until this is true.
+    pub(crate) keeps_waiting: Option<(NodeId, watch::Receiver<bool>)>,
     /// What it tells of its holdings before it falls silent.
     pub(crate) told: Vec<HoldingsChange>,
     /// How many batches of holdings it makes up behind that.
@@ -75,6 +77,7 @@ impl Liar {
             hesitates: false,
             here: None,
             holding: Holding::No,
+            keeps_waiting: None,
             told: Vec::new(),
             made_up: 0,
             far: None,
@@ -185,9 +188,12 @@ impl Handler for Liar {
         async { None }.boxed()
     }
 
-    fn holds(&self, _: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
-        let holding = self.holding;
-        async move { vec![holding; question.digests.len()] }.boxed()
+    fn holds(&self, from: NodeId, question: AskHolds) -> BoxFuture<'static, Vec<Holding>> {
+        let answer = vec![self.holding; question.digests.len()];
+        match &self.keeps_waiting {
+            Some((whom, gate)) if *whom == from => after(gate.clone(), answer).boxed(),
+            _ => future::ready(answer).boxed(),
+        }
     }
 
     fn vouch(&self, _: NodeId, _: AskVouch) -> BoxFuture<'static, Result<Duration, Refusal>> {

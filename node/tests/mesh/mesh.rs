@@ -376,6 +376,17 @@ impl Mesh {
         }
     }
 
+    /// Lets everybody believe that all keys are its own, of the members that it knows.
+    pub(crate) fn divide(&self) {
+        for node in &self.nodes {
+            let mut members = node.members.view().members().to_vec();
+            for member in &mut members {
+                member.weight = u16::from(member.id == node.id).into();
+            }
+            node.members.set(members);
+        }
+    }
+
     /// As [`Mesh::start`], but nobody knows anybody yet.
     pub(crate) async fn strangers(zones: &[&str]) -> Self {
         Self::strangers_with(zones, Settings::default()).await

@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, Reference};
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{AskManifest, Purpose, Role};
@@ -20,19 +22,57 @@ use crate::pull::origin::{Origin, Source};
 use crate::pull::rank::Rank;
 use crate::pull::refusal::{final_for, provenance_of};
 use crate::pull::replicate::Kind;
+use crate::store::Provenance;
 use crate::upstream::Subject;
 
 use super::{ManifestAnswer, Manifests};
 
 /// The flights that are under way, by digest and rank: a flight waits for nobody whose rank is
-/// not above its own.
+/// not above its own, but for another home's as [`Manifests::for_follower`] says.
 pub(super) type FlightTable = HashMap<(Digest, Rank), Arc<Flight>>;
 
 /// One manifest on its way to this node.
 #[derive(Debug, Default)]
 pub(super) struct Flight {
     candidates: Mutex<Candidates>,
-    outcome: watch::Sender<Option<Result<ManifestAnswer, PullError>>>,
+    /// Whether it is an upstream's turn: from then on it waits for no other node.
+    asked: AtomicBool,
+    end: watch::Sender<Option<End>>,
+}
+
+/// How a flight ended.
+#[derive(Clone, Debug)]
+enum End {
+    Answered(Result<ManifestAnswer, PullError>),
+    /// No hop could help, and this node goes on as a home does.
+    GoesOn(Arc<Flight>),
+}
+
+impl Flight {
+    /// Waits for the end; what is final for `provenance` is one as well.
+    async fn end(&self, provenance: Option<&Provenance>) -> End {
+        let mut end = self.end.subscribe();
+        loop {
+            if let Some(refusal) = self.refusal(provenance) {
+                return End::Answered(Err(refusal));
+            }
+            if let Some(end) = &*end.borrow_and_update() {
+                return end.clone();
+            }
+            if end.changed().await.is_err() {
+                return End::Answered(Err(PullError::Stopped));
+            }
+        }
+    }
+
+    fn refusal(&self, provenance: Option<&Provenance>) -> Option<PullError> {
+        let candidates = self.candidates.lock();
+        candidates.refusal(provenance?).cloned()
+    }
+
+    fn has_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
 }
 
 impl Manifests {
@@ -43,40 +83,83 @@ impl Manifests {
         digest: &Digest,
         rank: Rank,
     ) -> Result<ManifestAnswer, PullError> {
-        let flight = self.enter(origins, digest, rank);
-        let provenance = origins.first().map(Origin::provenance);
-        let mut outcome = flight.outcome.subscribe();
-        loop {
-            if let Some(provenance) = &provenance
-                && let Some(refusal) = flight.candidates.lock().refusal(provenance)
-            {
-                return Err(refusal.clone());
-            }
-            if let Some(result) = &*outcome.borrow_and_update() {
-                return result.clone();
-            }
-            if outcome.changed().await.is_err() {
-                return Err(PullError::Stopped);
-            }
-        }
-    }
-
-    /// Joins a flight of at least this rank, or starts one.
-    fn enter(&self, origins: &[Origin], digest: &Digest, rank: Rank) -> Arc<Flight> {
         let key = Key::of_digest(digest);
         let rank = self
             .neighbours
             .as_ref()
             .map_or(Rank::Home, |neighbours| neighbours.rank(key, rank));
+        let mut flight = self.enter(digest, rank, |candidates| {
+            origins.iter().for_each(|origin| candidates.add(origin));
+        });
+        let provenance = origins.first().map(Origin::provenance);
+        loop {
+            match flight.end(provenance.as_ref()).await {
+                End::Answered(result) => return result,
+                End::GoesOn(next) => flight = next,
+            }
+        }
+    }
+
+    /// Says whether this node is about to ask an upstream for a manifest (false), or has (true).
+    pub(in crate::pull) fn fetching(&self, digest: &Digest) -> Option<bool> {
+        let flights = self.flights.lock();
+        let flight = flights.get(&(*digest, Rank::Home))?;
+        Some(flight.has_asked())
+    }
+
+    /// Lists what this node is about to ask an upstream for, or has.
+    pub(in crate::pull) fn all_fetching(&self) -> Vec<Digest> {
+        let flights = self.flights.lock();
+        let fetching = flights.keys().filter(|(_, rank)| *rank == Rank::Home);
+        fetching.map(|(digest, _)| *digest).collect()
+    }
+
+    /// Waits for a manifest that this node fetches as a home, for a node that means to fetch it, too.
+    ///
+    /// `None` if there is nothing to wait for, or it failed. Who has asked an upstream waits for no
+    /// node, and who has not, at most for one with a lower id: so nobody waits in a circle, whatever
+    /// became of the flight that `from` has heard of.
+    /// # Errors
+    /// What is final for `origin`.
+    /// # Cancel safety
+    /// Dropping the future leaves the fetch running.
+    pub(in crate::pull) async fn for_follower(
+        &self,
+        from: NodeId,
+        origin: Option<&Origin>,
+        digest: &Digest,
+    ) -> Result<Option<ManifestAnswer>, PullError> {
+        let flight = {
+            let flights = self.flights.lock();
+            flights.get(&(*digest, Rank::Home)).cloned()
+        };
+        let Some((flight, neighbours)) = flight.zip(self.neighbours.as_ref()) else {
+            return Ok(None);
+        };
+        if !flight.has_asked() && neighbours.view().me() > from {
+            return Ok(None);
+        }
+        let provenance = origin.map(Origin::provenance);
+        match flight.end(provenance.as_ref()).await {
+            End::Answered(Ok(answer)) => Ok(Some(answer)),
+            _ => flight.refusal(provenance.as_ref()).map_or(Ok(None), Err),
+        }
+    }
+
+    /// Joins a flight of at least this rank, or starts one; `name` adds whom it may come from.
+    fn enter(
+        &self,
+        digest: &Digest,
+        rank: Rank,
+        name: impl FnOnce(&mut Candidates),
+    ) -> Arc<Flight> {
         let mut flights = self.flights.lock();
         let ranks = [Rank::Home, Rank::Owner, Rank::Node].into_iter();
         let running = ranks
             .take_while(|known| *known >= rank)
             .find_map(|known| flights.get(&(*digest, known)).cloned());
         let flight = running.clone().unwrap_or_default();
-        for origin in origins {
-            flight.candidates.lock().add(origin);
-        }
+        name(&mut flight.candidates.lock());
         if running.is_none() {
             flights.insert((*digest, rank), Arc::clone(&flight));
             let span = tracing::info_span!("pull", manifest.digest = %digest);
@@ -86,45 +169,77 @@ impl Manifests {
         flight
     }
 
-    /// Asks other nodes, then the origins of a flight, until one supplies the manifest.
+    /// Asks the hops, if this node is no home, and else whoever may have it, then the origins.
     async fn drive(self, flight: Arc<Flight>, digest: Digest, rank: Rank) {
-        let result = match self.borrow(&flight, &digest, rank).await {
-            Some(answer) => Ok(answer),
-            None => self.fetch_from_origins(&flight, &digest, rank).await,
+        let result = if rank == Rank::Home {
+            self.fetch_as_home(&flight, &digest).await
+        } else if let Some(answer) = self.ask_hops(&flight, &digest, rank).await {
+            Ok(answer)
+        } else {
+            return self.go_on(&flight, &digest, rank);
         };
         self.flights.lock().remove(&(digest, rank));
         if let (Some(replicas), Ok(_)) = (&self.replicas, &result) {
             let origins = flight.candidates.lock().origin_names();
             replicas.copy(Kind::Manifest, &digest, origins);
         }
-        flight.outcome.send_replace(Some(result));
+        flight.end.send_replace(Some(End::Answered(result)));
+    }
+
+    /// Lets this node act as a home for all who wait, together with those for whom it does already.
+    fn go_on(&self, flight: &Flight, digest: &Digest, rank: Rank) {
+        let named = {
+            // Out of the table, so that nobody adds to them any more.
+            self.flights.lock().remove(&(*digest, rank));
+            flight.candidates.lock().clone()
+        };
+        let home = self.enter(digest, Rank::Home, |candidates| candidates.absorb(named));
+        flight.end.send_replace(Some(End::GoesOn(home)));
+    }
+
+    /// Looks for the manifest on other nodes, else fetches it from an origin. That this node means to is in
+    /// the table from before anybody is asked, so that of two who do one sees the other.
+    async fn fetch_as_home(
+        &self,
+        flight: &Flight,
+        digest: &Digest,
+    ) -> Result<ManifestAnswer, PullError> {
+        if let Some(answer) = self.find(flight, digest).await {
+            return Ok(answer);
+        }
+        flight.asked.store(true, Ordering::Release);
+        self.fetch_from_origins(flight, digest).await
     }
 
     async fn fetch_from_origins(
         &self,
         flight: &Flight,
         digest: &Digest,
-        rank: Rank,
     ) -> Result<ManifestAnswer, PullError> {
         loop {
             // It was stored between the miss and this start.
             if let Some(answer) = self.local(digest).await? {
                 return Ok(answer);
             }
-            let origin = self.next_candidate(flight, digest, rank)?;
+            let origin = self.next_candidate(flight, digest)?;
             match self.fetch(&origin, digest).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     self.negative.remember(&origin, &digest.to_string(), &error);
                     flight.candidates.lock().fail(&origin, error);
-                    flight.outcome.send_modify(|_| ());
+                    flight.end.send_modify(|_| ());
                 }
             }
         }
     }
 
-    /// Gets a manifest from other nodes: owner, home, whoever holds it.
-    async fn borrow(&self, flight: &Flight, digest: &Digest, rank: Rank) -> Option<ManifestAnswer> {
+    /// Gets a manifest from the hops: owner, home.
+    async fn ask_hops(
+        &self,
+        flight: &Flight,
+        digest: &Digest,
+        rank: Rank,
+    ) -> Option<ManifestAnswer> {
         let neighbours = self.neighbours.as_ref()?;
         let deadline = Instant::now() + HOPS_PATIENCE;
         for hop in neighbours.hops(Key::of_digest(digest), rank) {
@@ -135,6 +250,12 @@ impl Manifests {
                 return Some(answer);
             }
         }
+        None
+    }
+
+    /// Gets a manifest from who holds it, else from who fetches it from an upstream.
+    async fn find(&self, flight: &Flight, digest: &Digest) -> Option<ManifestAnswer> {
+        let neighbours = self.neighbours.as_ref()?;
         let role = Role::Holder;
         let mut search = neighbours.search(digest, Purpose::Fetch);
         while let Some(peer) = search.next().await {
@@ -143,7 +264,9 @@ impl Manifests {
                 return Some(answer);
             }
         }
-        None
+        let peer = search.fetching().await?;
+        self.ask(neighbours, flight, digest, Hop { peer, role })
+            .await
     }
 
     /// Asks one node for a manifest.
@@ -177,7 +300,7 @@ impl Manifests {
                     final_for(origin, refusal, subject)
                 });
                 if refused {
-                    flight.outcome.send_modify(|_| ());
+                    flight.end.send_modify(|_| ());
                 }
                 None
             }
@@ -211,18 +334,13 @@ impl Manifests {
     }
 
     /// Returns the next origin, or ends the flight so that nobody joins it any more.
-    fn next_candidate(
-        &self,
-        flight: &Flight,
-        digest: &Digest,
-        rank: Rank,
-    ) -> Result<Origin, PullError> {
+    fn next_candidate(&self, flight: &Flight, digest: &Digest) -> Result<Origin, PullError> {
         let mut flights = self.flights.lock();
         let candidates = flight.candidates.lock();
         if let Some(origin) = candidates.next() {
             return Ok(origin);
         }
-        flights.remove(&(*digest, rank));
+        flights.remove(&(*digest, Rank::Home));
         Err(candidates
             .last_error()
             .cloned()

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use millrace_protocol::node_id::NodeId;
-use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::{Key, Placement};
 use millrace_protocol::wire::message::{HoldingsChange, MAX_TOLD_KEYS};
 use tokio::sync::{mpsc, watch};
@@ -161,12 +160,15 @@ impl Telling {
 
     /// Returns what is on its way from an upstream, or about to be.
     fn fetching(&self) -> Vec<Key> {
-        let transfers = self.shared.puller.inner.fillers.table.all();
+        let inner = &self.shared.puller.inner;
+        let transfers = inner.fillers.table.all();
         let fetching = transfers
             .iter()
             .filter(|transfer| transfer.rank() == Rank::Home || transfer.state().has_asked);
-        let key = |digest: &Digest| Key::of_digest(digest);
-        let keys = fetching.map(|transfer| key(&transfer.digest));
+        let blobs = fetching.map(|transfer| transfer.digest);
+        let keys = blobs
+            .chain(inner.manifests.all_fetching())
+            .map(|digest| Key::of_digest(&digest));
         keys.filter(|key| self.placement.is_told(&self.to, *key))
             .collect()
     }
