@@ -1,0 +1,114 @@
+//! How old what nodes say of a tag is: lifetimes do not add up over hops, and of what several remember
+//! the youngest counts.
+
+#[path = "upstream/fake.rs"]
+#[expect(dead_code, reason = "shared with the tests of the upstream room")]
+mod fake;
+#[path = "mesh/mesh.rs"]
+#[expect(dead_code, reason = "shared with the tests of a mesh")]
+mod mesh;
+
+use std::time::Duration;
+
+use mesh::{Mesh, Node, Settings, eventually, prompt};
+use millrace::peer::Members;
+use millrace::store::{TagName, TagRecord};
+use millrace::upstream::{TagPolicy, TagRule};
+use millrace_protocol::oci::{Digest, Tag};
+use millrace_protocol::placement::Key;
+
+/// How long an answer for a tag may be used.
+const TTL: Duration = Duration::from_secs(3_600);
+
+fn name() -> TagName {
+    TagName {
+        upstream: "corp".to_owned(),
+        repository: "team/app".parse().expect("a name"),
+        tag: tag(),
+    }
+}
+
+fn tag() -> Tag {
+    "v1".parse().expect("a tag")
+}
+
+fn unix_now() -> u64 {
+    let now = std::time::UNIX_EPOCH.elapsed();
+    now.expect("after 1970").as_secs()
+}
+
+/// Lets a node have heard of the upstream so long ago that the tag points to `digest`.
+async fn heard(node: &Node, digest: &Digest, age: Duration) {
+    let checked_at = unix_now() - age.as_secs();
+    let record = TagRecord {
+        digest: *digest,
+        resolved_at: checked_at,
+        checked_at,
+    };
+    let credential = node.origin_of("corp", "team/app");
+    let credential = credential.upstream.credential().to_string();
+    let put = node.store.put_tag(name(), credential, record).await;
+    put.expect("a store");
+}
+
+/// Returns the tag's home, and the other nodes.
+fn home_and_others(mesh: &Mesh) -> (&Node, Vec<&Node>) {
+    let TagName {
+        upstream,
+        repository,
+        tag,
+    } = name();
+    let key = Key::of_tag(&upstream, &repository, &tag);
+    let home = mesh.nodes[0].members.view().homes(key).next();
+    let (home, others): (Vec<&Node>, Vec<&Node>) =
+        mesh.nodes.iter().partition(|node| Some(node.id) == home);
+    (home[0], others)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_home_knows_is_as_old_where_it_was_asked() {
+    /// What is left of the lifetime at the home: a busy machine must come to ask within it.
+    const LEFT: Duration = Duration::from_secs(6);
+    let mut settings = Settings::default();
+    settings.pull.tags = vec![TagRule {
+        pattern: "*".to_owned(),
+        policy: TagPolicy::Ttl,
+        ttl: Some(TTL),
+    }];
+    let mesh = Mesh::strangers_with(&["a", "a"], settings).await;
+    mesh.introduce();
+    let [old, new] = [1, 2].map(|number| format!("{{\"number\":{number}}}").into_bytes());
+    let digest = mesh.content.add(old.clone());
+    let (home, others) = home_and_others(&mesh);
+    heard(home, &digest, TTL - LEFT).await;
+    let due = unix_now() + LEFT.as_secs();
+    let node = others[0];
+    assert!(prompt(node.manifest("v1")).await.expect("known") == old);
+    assert_eq!(mesh.heads("/manifests/v1"), 0, "the home's answer is fresh");
+    mesh.content.tag("v1", &mesh.content.add(new.clone()));
+    eventually(|| unix_now() > due).await;
+    assert!(prompt(node.manifest("v1")).await.expect("checked") == new);
+    assert_eq!(mesh.heads("/manifests/v1"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_youngest_that_members_remember_counts_while_the_upstream_is_away() {
+    for older in [0, 1] {
+        let mesh = Mesh::start(&["a"; 4]).await;
+        let (home, others) = home_and_others(&mesh);
+        let contents = [b"{\"old\":1}".to_vec(), b"{\"young\":1}".to_vec()];
+        let ages = [TTL, TTL / 2];
+        for (number, content) in contents.iter().enumerate() {
+            let digest = mesh.content.add(content.clone());
+            let node = others[if number == 0 { older } else { 1 - older }];
+            let pulled = prompt(node.manifest(&digest.to_string())).await;
+            pulled.expect("pulled");
+            heard(node, &digest, ages[number]).await;
+        }
+        *mesh.content.broken.lock() = Some(503);
+        for node in [home, others[2]] {
+            let remembered = prompt(node.manifest("v1")).await.expect("remembered");
+            assert!(remembered == contents[1], "{older}");
+        }
+    }
+}
