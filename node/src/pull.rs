@@ -80,7 +80,7 @@ use listing::Listings;
 use manifest::Manifests;
 use memory::Memory;
 use metrics::{Kind, Metrics};
-use negative::Negative;
+use negative::{Negative, Wanted};
 use neighbours::Neighbours;
 use orphans::Orphans;
 use rank::Rank;
@@ -310,7 +310,7 @@ impl Puller {
                 return Ok(OpenBlob::stored(*digest, origin.clone(), deadline, blob));
             }
         }
-        self.inner.negative.check(origin, &digest.to_string())?;
+        self.inner.negative.check(origin, Wanted::Blob(*digest))?;
         let joined = match self.join(origin, digest, deadline).await {
             // Nothing has reached the client yet, so one fresh attempt is free.
             Err(error) if error.is_corrupt() => self.join(origin, digest, deadline).await,
@@ -374,8 +374,7 @@ impl Puller {
                 source: Source::Local,
             });
         }
-        let subject = digest.to_string();
-        self.inner.negative.check(origin, &subject)?;
+        self.inner.negative.check(origin, Wanted::Blob(*digest))?;
         if let Some(head) = self.head_elsewhere(origin, digest, proof).await? {
             return Ok(head);
         }
@@ -386,7 +385,8 @@ impl Puller {
         let deadline = Instant::now() + HEADER_BUDGET;
         let probed = upstream.probe_blob(repository, digest, deadline).await;
         let size = probed.map_err(PullError::from).inspect_err(|error| {
-            self.inner.negative.remember(origin, &subject, error);
+            let wanted = Wanted::Blob(*digest);
+            self.inner.negative.remember(origin, wanted, error);
         })?;
         Ok(BlobHead {
             size,

@@ -2,9 +2,11 @@
 
 use anyhow::Result;
 use millrace_protocol::oci::Digest;
+use serde_json::json;
 
 use super::Fake;
 use super::content::{Image, sha256};
+use crate::condition::eventually;
 use crate::http::{Answer, End, Exchange, Request};
 use crate::node::{Node, NodeBuilder};
 
@@ -68,6 +70,18 @@ impl Scene {
     /// As [`Request::open`].
     pub async fn open(&self, request: Request) -> Result<Exchange> {
         request.open(self.node.address()).await
+    }
+
+    /// Waits until nothing is on its way to the node, so that what it has given is kept as well.
+    ///
+    /// # Panics
+    /// When that lasts too long.
+    pub async fn settle(&self) {
+        eventually("nothing is on its way to the node", async || {
+            let status = self.node.status().await.unwrap_or_default();
+            status["pull"]["transfers"] == json!([])
+        })
+        .await;
     }
 
     /// Pulls everything of an image by tag, as a client does.

@@ -22,17 +22,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::access::Caller;
-use millrace_protocol::oci::Digest;
+use millrace_protocol::oci::{Digest, Reference};
 use millrace_protocol::placement::Key;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
 use crate::store::{Provenance, Record, Store};
+use crate::upstream::FetchError;
 
 use super::config::Config;
 use super::error::PullError;
 use super::flights::Flights;
-use super::negative::Negative;
+use super::negative::{Negative, Wanted};
 use super::neighbours::{Hop, Neighbours};
 use super::origin::Origin;
 use super::transfer::Transfer;
@@ -59,16 +60,25 @@ struct Inner {
     links: Cache<Digest, Links>,
     standings: Standings,
     /// The last part of the key: whether only the upstream is asked.
-    checks: Flights<(Provenance, Digest, bool), ()>,
+    checks: Flights<(Provenance, Digest, Form, bool), ()>,
     /// The other nodes, in a cluster.
     neighbours: Option<Neighbours>,
 }
 
 /// How the bytes under a digest are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Form {
     Blob,
     Manifest,
+}
+
+impl Form {
+    fn wanted(self, digest: &Digest) -> Wanted {
+        match self {
+            Self::Blob => Wanted::Blob(*digest),
+            Self::Manifest => Wanted::Manifest(Reference::Digest(*digest)),
+        }
+    }
 }
 
 /// What is known of content before it is handed out.
@@ -244,8 +254,8 @@ impl Access {
         form: Form,
         homes: Vec<Hop>,
     ) -> Result<(), PullError> {
-        self.inner.negative.check(origin, &digest.to_string())?;
-        let key = (origin.provenance(), *digest, homes.is_empty());
+        self.inner.negative.check(origin, form.wanted(digest))?;
+        let key = (origin.provenance(), *digest, form, homes.is_empty());
         let question = || self.clone().question(origin.clone(), *digest, form, homes);
         let check = self.inner.checks.join(key, question);
         super::blob::in_time(Instant::now() + HEADER_BUDGET, check).await?
@@ -318,9 +328,12 @@ impl Access {
                 self.linked(&digest, own).await;
             }
             Err(error) if error.is_denial() => {
-                let subject = digest.to_string();
-                self.inner.negative.remember(&origin, &subject, error);
-                self.refused(&digest, own, error).await;
+                let wanted = form.wanted(&digest);
+                self.inner.negative.remember(&origin, wanted, error);
+                self.inner.standings.refuse(&own, (digest, form), error);
+                if self.is_withdrawn(&digest, form, error).await {
+                    self.unlinked(&digest, own).await;
+                }
             }
             Err(_) => {}
         }
@@ -335,9 +348,22 @@ impl Access {
         }
     }
 
+    /// Whether a refusal in this form says that the repository has the content no more: what was
+    /// fetched as a manifest may never have been there as a blob, and the reverse.
+    async fn is_withdrawn(&self, digest: &Digest, form: Form, error: &PullError) -> bool {
+        if matches!(error, PullError::Fetch(FetchError::Denied { .. })) {
+            // That is about the repository, whatever was asked for.
+            return true;
+        }
+        let known = match self.inner.store.manifest(digest).await {
+            Ok(Some(_)) => Form::Manifest,
+            Ok(None) | Err(_) => Form::Blob,
+        };
+        form == known
+    }
+
     /// Takes a link away.
-    async fn refused(&self, digest: &Digest, own: Provenance, error: &PullError) {
-        self.inner.standings.refuse(&own, digest, error);
+    async fn unlinked(&self, digest: &Digest, own: Provenance) {
         let removed = self.inner.store.unlink(digest, own).await;
         self.inner.links.invalidate(digest);
         if let Err(error) = removed {

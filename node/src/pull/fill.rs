@@ -22,7 +22,7 @@ use super::borrow::Borrow;
 use super::chains::Chains;
 use super::error::PullError;
 use super::feed::Feed;
-use super::negative::Negative;
+use super::negative::{Negative, Wanted};
 use super::neighbours::Neighbours;
 use super::origin::Origin;
 use super::orphans::{Orphans, Place};
@@ -225,8 +225,8 @@ impl Filler {
 
     /// Records an origin's failure and lets those see it who named that origin.
     fn refused(&self, origin: &Origin, error: PullError) {
-        let subject = self.transfer.digest.to_string();
-        self.shared.negative.remember(origin, &subject, &error);
+        let wanted = Wanted::Blob(self.transfer.digest);
+        self.shared.negative.remember(origin, wanted, &error);
         self.transfer.candidates().fail(origin, error);
         self.transfer.change(|state| state.fetched = None);
     }
@@ -238,11 +238,9 @@ impl Filler {
         sink: &Sink,
         far: &mut mpsc::Receiver<u64>,
     ) -> Result<(), Halt> {
-        let subject = self.transfer.digest.to_string();
-        self.shared
-            .negative
-            .check(origin, &subject)
-            .map_err(Halt::Origin)?;
+        let wanted = Wanted::Blob(self.transfer.digest);
+        let negative = &self.shared.negative;
+        negative.check(origin, wanted).map_err(Halt::Origin)?;
         let feed = Feed {
             transfer: &self.transfer,
             origin,

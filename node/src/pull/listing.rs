@@ -16,7 +16,7 @@ use crate::task::Tasks;
 use super::HEADER_BUDGET;
 use super::error::PullError;
 use super::flights::Flights;
-use super::negative::Negative;
+use super::negative::{Negative, Wanted};
 use super::origin::Origin;
 
 /// How long a page is used without asking again.
@@ -155,12 +155,13 @@ impl Listings {
         if let Some(page) = self.cache.get(&key) {
             return Ok(page);
         }
-        self.negative.check(origin, &subject)?;
+        let subject = Wanted::Page(subject);
+        self.negative.check(origin, subject.clone())?;
         let asked = self.asking.join(key.clone(), ask);
         let result = super::blob::in_time(Instant::now() + HEADER_BUDGET, asked).await?;
         match &result {
             Ok(page) => self.cache.insert(key, page.clone()),
-            Err(error) => self.negative.remember(origin, &subject, error),
+            Err(error) => self.negative.remember(origin, subject, error),
         }
         result
     }

@@ -6,7 +6,7 @@ mod flight;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_protocol::oci::{Digest, MediaType};
+use millrace_protocol::oci::{Digest, MediaType, Reference};
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ use crate::task::Tasks;
 use crate::upstream::FetchedManifest;
 
 use super::error::PullError;
-use super::negative::Negative;
+use super::negative::{Negative, Wanted};
 use super::neighbours::Neighbours;
 use super::origin::{Origin, Source};
 use super::promise::Promise;
@@ -99,7 +99,8 @@ impl Manifests {
         if let Some(answer) = self.local(digest).await? {
             return self.promised(origin, answer).await;
         }
-        self.negative.check(origin, &digest.to_string())?;
+        let wanted = Wanted::Manifest(Reference::Digest(*digest));
+        self.negative.check(origin, wanted)?;
         let deadline = Instant::now() + HEADER_BUDGET;
         let origins = std::slice::from_ref(origin);
         let answer =
@@ -126,7 +127,8 @@ impl Manifests {
             return Ok(answer);
         }
         if let Some(origin) = origins.first() {
-            self.negative.check(origin, &digest.to_string())?;
+            let wanted = Wanted::Manifest(Reference::Digest(*digest));
+            self.negative.check(origin, wanted)?;
         }
         self.fly(origins, digest, rank).await
     }

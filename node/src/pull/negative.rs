@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use millrace_protocol::oci::{Digest, Reference};
 use moka::sync::Cache;
 
 use crate::store::Provenance;
@@ -13,10 +14,20 @@ use super::origin::Origin;
 /// Most refusals that are remembered.
 const MAX_ENTRIES: u64 = 10_000;
 
+/// What is wanted of a repository. A digest is one thing as a blob and another as a manifest: clients that do
+/// not know which it is try both (contract 11.2).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Wanted {
+    Blob(Digest),
+    Manifest(Reference),
+    /// A page of a listing, as its cache names it.
+    Page(String),
+}
+
 /// Which repositories lately refused what.
 #[derive(Clone, Debug)]
 pub(super) struct Negative {
-    refusals: Cache<(Provenance, String), PullError>,
+    refusals: Cache<(Provenance, Wanted), PullError>,
 }
 
 impl Negative {
@@ -29,10 +40,10 @@ impl Negative {
     }
 
     /// Remembers a refusal; any other failure is not remembered.
-    pub(super) fn remember(&self, origin: &Origin, subject: &str, error: &PullError) {
+    pub(super) fn remember(&self, origin: &Origin, wanted: Wanted, error: &PullError) {
         if error.is_denial() {
-            let key = (origin.provenance(), subject.to_owned());
-            self.refusals.insert(key, error.clone());
+            self.refusals
+                .insert((origin.provenance(), wanted), error.clone());
         }
     }
 
@@ -40,8 +51,8 @@ impl Negative {
     ///
     /// # Errors
     /// The refusal.
-    pub(super) fn check(&self, origin: &Origin, subject: &str) -> Result<(), PullError> {
-        let key = (origin.provenance(), subject.to_owned());
+    pub(super) fn check(&self, origin: &Origin, wanted: Wanted) -> Result<(), PullError> {
+        let key = (origin.provenance(), wanted);
         self.refusals.get(&key).map_or(Ok(()), Err)
     }
 }

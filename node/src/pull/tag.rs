@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use millrace_protocol::oci::{Digest, Tag};
+use millrace_protocol::oci::{Digest, Reference, Tag};
 use moka::sync::Cache;
 use tokio::time::Instant;
 
@@ -18,7 +18,7 @@ use super::config::Config;
 use super::error::PullError;
 use super::flights::Flights;
 use super::manifest::{ManifestAnswer, Manifests};
-use super::negative::Negative;
+use super::negative::{Negative, Wanted};
 use super::neighbours::Neighbours;
 use super::origin::Origin;
 use super::policy::{self, Freshness, Policies, Policy};
@@ -153,7 +153,7 @@ impl Tags {
         {
             return Ok((digest, age));
         }
-        self.shared.negative.check(origin, tag.as_str())?;
+        self.shared.negative.check(origin, wanted(tag))?;
         match self.ask_upstream(origin, tag, asked).await? {
             Stated::Digest(digest) => Ok((digest, Duration::ZERO)),
             // Everybody has to ask for the bytes.
@@ -355,7 +355,7 @@ impl Tags {
         key: &str,
         asked: Instant,
     ) -> Result<ManifestAnswer, PullError> {
-        self.shared.negative.check(origin, tag.as_str())?;
+        self.shared.negative.check(origin, wanted(tag))?;
         let check = self.shared.checks.join(key.to_owned(), || {
             self.clone().ask(origin.clone(), tag.clone(), asked)
         });
@@ -444,7 +444,7 @@ impl Tags {
 
     /// Forgets a tag that the upstream refuses, so that an outage does not bring it back.
     async fn refused(&self, origin: &Origin, tag: &Tag, error: &PullError) {
-        self.shared.negative.remember(origin, tag.as_str(), error);
+        self.shared.negative.remember(origin, wanted(tag), error);
         if !error.is_denial() || self.shared.config.stale_denied {
             return;
         }
@@ -454,6 +454,10 @@ impl Tags {
             tracing::warn!(%error, "a refused tag could not be forgotten");
         }
     }
+}
+
+fn wanted(tag: &Tag) -> Wanted {
+    Wanted::Manifest(Reference::Tag(tag.clone()))
 }
 
 fn name(origin: &Origin, tag: &Tag) -> TagName {

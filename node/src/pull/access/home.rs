@@ -28,7 +28,10 @@ impl Access {
         homes: &[Hop],
     ) -> Option<Result<Instant, PullError>> {
         let neighbours = self.inner.neighbours.as_ref()?;
-        let max_age = self.inner.standings.max_age(&origin.provenance(), digest);
+        let max_age = self
+            .inner
+            .standings
+            .max_age(&origin.provenance(), (*digest, form));
         let question = AskVouch {
             digest: *digest,
             is_manifest: form == Form::Manifest,

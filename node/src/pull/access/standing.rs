@@ -11,6 +11,7 @@ use crate::upstream::FetchError;
 
 use super::super::config::Config;
 use super::super::error::PullError;
+use super::Form;
 
 /// Most refusals of content that are kept; the home of one that was dropped is believed again.
 const MAX_REFUSALS: u64 = 20_000;
@@ -26,8 +27,8 @@ pub(super) struct Standings {
     /// Counts as a confirmation of what a run before this one fetched.
     started: Instant,
     repositories: Cache<Provenance, Standing>,
-    /// When content was last refused to a repository.
-    refusals: Cache<(Provenance, Digest), Instant>,
+    /// When content was last refused to a repository, in the form in which it was asked for.
+    refusals: Cache<(Provenance, (Digest, Form)), Instant>,
 }
 
 /// What the upstream last said about a repository to these credentials.
@@ -62,12 +63,12 @@ impl Standings {
 
     /// Notes that content is refused to a repository. A 401 or 403 is about the repository, a 404
     /// perhaps about this content only.
-    pub(super) fn refuse(&self, own: &Provenance, digest: &Digest, error: &PullError) {
+    pub(super) fn refuse(&self, own: &Provenance, what: (Digest, Form), error: &PullError) {
         let now = Instant::now();
         if matches!(error, PullError::Fetch(FetchError::Denied { .. })) {
             self.repositories.insert(own.clone(), Standing::Denied(now));
         }
-        self.refusals.insert((own.clone(), *digest), now);
+        self.refusals.insert((own.clone(), what), now);
     }
 
     pub(super) fn is_confirmed(&self, own: &Provenance) -> bool {
@@ -84,8 +85,8 @@ impl Standings {
 
     /// Greatest age of another node's word: as that of the upstream's own, and younger than what
     /// the upstream has refused here.
-    pub(super) fn max_age(&self, own: &Provenance, digest: &Digest) -> Duration {
-        let refused = self.refusals.get(&(own.clone(), *digest));
+    pub(super) fn max_age(&self, own: &Provenance, what: (Digest, Form)) -> Duration {
+        let refused = self.refusals.get(&(own.clone(), what));
         let denied = match self.repositories.get(own) {
             Some(Standing::Denied(at)) => Some(at),
             Some(Standing::Confirmed(_)) | None => None,

@@ -17,6 +17,7 @@ use crate::peer::{PeerError, PeerManifest};
 use crate::pull::HEADER_BUDGET;
 use crate::pull::candidates::Candidates;
 use crate::pull::error::PullError;
+use crate::pull::negative::Wanted;
 use crate::pull::neighbours::{HOPS_PATIENCE, Hop, Neighbours};
 use crate::pull::origin::{Origin, Source};
 use crate::pull::rank::Rank;
@@ -225,7 +226,8 @@ impl Manifests {
             match self.fetch(&origin, digest).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
-                    self.negative.remember(&origin, &digest.to_string(), &error);
+                    let wanted = Wanted::Manifest(Reference::Digest(*digest));
+                    self.negative.remember(&origin, wanted, &error);
                     flight.candidates.lock().fail(&origin, error);
                     flight.end.send_modify(|_| ());
                 }
@@ -348,9 +350,10 @@ impl Manifests {
     }
 
     async fn fetch(&self, origin: &Origin, digest: &Digest) -> Result<ManifestAnswer, PullError> {
-        self.negative.check(origin, &digest.to_string())?;
-        let deadline = Instant::now() + HEADER_BUDGET;
         let reference = Reference::Digest(*digest);
+        let wanted = Wanted::Manifest(reference.clone());
+        self.negative.check(origin, wanted)?;
+        let deadline = Instant::now() + HEADER_BUDGET;
         let Origin {
             upstream,
             repository,

@@ -10,6 +10,7 @@ use millrace_protocol::wire::message::{BlobNews, MAX_CHAIN_VALUES, OpenBlob, Ref
 use tokio::sync::watch;
 
 use crate::pull::chains::{Chain, ChainPhase};
+use crate::pull::negative::Wanted;
 use crate::pull::origin::Origin;
 use crate::pull::rank::Rank;
 use crate::pull::refusal;
@@ -105,7 +106,7 @@ impl Asked {
             return Ok(transfer.join(&[]));
         };
         if let Some(origin) = origins.first() {
-            let refused = fillers.negative.check(origin, &digest.to_string());
+            let refused = fillers.negative.check(origin, Wanted::Blob(*digest));
             refused.map_err(|error| refusal::refusal(Some(origin), &error))?;
         }
         let begun = self.question.have > 0;
