@@ -1,9 +1,12 @@
 //! Manifests are promises: while the upstream is away, one goes out only with everything under it.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use millrace_cluster_tests::condition::eventually;
-use millrace_cluster_tests::fake::{Image, Scene, assert_whole, noise};
+use millrace_cluster_tests::fake::{Image, Scene, Then, When, assert_whole, noise, sha256};
 use serde_json::json;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -17,7 +20,7 @@ async fn scene() -> Result<Scene> {
 /// Stops the upstream and lets the node notice.
 async fn take_away(scene: &Scene) -> Result<()> {
     scene.fake.stop().await;
-    let unknown = millrace_cluster_tests::fake::sha256(b"never seen");
+    let unknown = sha256(b"never seen");
     let answer = scene.send(scene.blob("app", &unknown)).await?;
     assert_eq!(answer.status(), 503);
     Ok(())
@@ -70,14 +73,45 @@ async fn an_image_without_one_of_its_blobs_is_not_promised_until_the_upstream_is
     take_away(&scene).await?;
     assert_eq!(status(&scene, "latest").await?, 503, "a fresh tag");
     assert_eq!(status(&scene, image.manifest).await?, 503, "a digest");
+    let pulls = scene.fake.count("GET", "/manifests/");
     scene.fake.resume().await?;
     eventually("the manifest is promised again", async || {
-        // The blob that is missing tells the node that the upstream is back.
-        let blob = scene.send(scene.blob("app", &image.layers[1])).await;
-        blob.is_ok_and(|blob| blob.status() == 200)
+        // Nothing else is asked for, so nothing else can tell the node that the upstream is back.
+        status(&scene, image.manifest).await.ok() == Some(200)
     })
     .await;
+    assert_eq!(scene.fake.count("GET", "/manifests/"), pulls, "it counts");
+    scene.pull("app", "latest", &image).await
+}
+
+#[tokio::test]
+async fn an_upstream_that_failed_once_is_asked_again_once_for_a_crowd() -> Result<()> {
+    let scene = scene().await?;
+    let image = scene
+        .fake
+        .add_image("app", "latest", &[noise(1, 1_000), noise(2, 1_000)]);
     assert_eq!(status(&scene, "latest").await?, 200);
+    take_away(&scene).await?;
+    scene.fake.resume().await?;
+    // Long enough that all of them have asked before the answer.
+    let slow = Then::healthy().delay(Duration::from_millis(700));
+    scene.fake.on(When::any("/manifests/"), slow);
+    let heads = scene.fake.count("HEAD", "/manifests/");
+    let crowd = (0..16).map(|_| status(&scene, image.manifest));
+    assert_eq!(try_join_all(crowd).await?, [200; 16]);
+    assert_eq!(scene.fake.count("HEAD", "/manifests/"), heads + 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_upstream_has_lost_meanwhile_is_not_promised() -> Result<()> {
+    let scene = scene().await?;
+    let image = scene.fake.add_image("app", "latest", &[noise(1, 1_000)]);
+    assert_eq!(status(&scene, "latest").await?, 200);
+    take_away(&scene).await?;
+    scene.fake.resume().await?;
+    scene.fake.on(When::any("/manifests/"), Then::status(404));
+    assert_eq!(status(&scene, image.manifest).await?, 404);
     Ok(())
 }
 

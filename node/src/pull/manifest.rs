@@ -4,6 +4,7 @@
 mod flight;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use millrace_protocol::oci::{Digest, MediaType, Reference};
@@ -16,6 +17,7 @@ use crate::task::Tasks;
 use crate::upstream::FetchedManifest;
 
 use super::error::PullError;
+use super::flights::Flights;
 use super::negative::{Negative, Wanted};
 use super::neighbours::Neighbours;
 use super::origin::{Origin, Source};
@@ -29,6 +31,10 @@ use flight::FlightTable;
 
 /// Memory for manifests that were used lately, in bytes.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Time in which an upstream that was away has to show that it is back: with the fetch before, that
+/// is within what a client waits for headers.
+const RETURN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A manifest as it was received.
 #[derive(Clone, Debug)]
@@ -54,6 +60,8 @@ pub(super) struct Manifests {
     pub(super) waits: Waits,
     cache: Cache<Digest, ManifestAnswer>,
     flights: Arc<Mutex<FlightTable>>,
+    /// Questions to upstreams that were away, whether they are back.
+    returns: Arc<Flights<(Provenance, Digest), ()>>,
 }
 
 impl Manifests {
@@ -74,6 +82,7 @@ impl Manifests {
             ..
         } = surroundings;
         Self {
+            returns: Arc::new(Flights::new(tasks.clone())),
             store,
             tasks,
             negative,
@@ -97,7 +106,7 @@ impl Manifests {
         digest: &Digest,
     ) -> Result<ManifestAnswer, PullError> {
         if let Some(answer) = self.local(digest).await? {
-            return self.promised(origin, answer).await;
+            return self.promised_by_return(origin, answer).await;
         }
         let wanted = Wanted::Manifest(Reference::Digest(*digest));
         self.negative.check(origin, wanted)?;
@@ -106,7 +115,7 @@ impl Manifests {
         let answer =
             super::blob::in_time(deadline, self.fly(origins, digest, Rank::Node)).await??;
         if answer.source == Source::Peer {
-            return self.promised(origin, answer).await;
+            return self.promised_by_return(origin, answer).await;
         }
         Ok(answer)
     }
@@ -172,6 +181,43 @@ impl Manifests {
             promise.check(&answer.digest, &answer.bytes).await?;
         }
         Ok(answer)
+    }
+
+    /// As [`Manifests::promised`]; an upstream that was away is asked anew before its word is no,
+    /// because who pulls by digest asks it nothing else.
+    async fn promised_by_return(
+        &self,
+        origin: &Origin,
+        answer: ManifestAnswer,
+    ) -> Result<ManifestAnswer, PullError> {
+        let digest = answer.digest;
+        match self.promised(origin, answer.clone()).await {
+            Err(error @ PullError::Incomplete { .. }) => {
+                match self.has_returned(origin, digest).await {
+                    Ok(()) => Ok(answer),
+                    Err(refusal) if refusal.is_denial() => Err(refusal),
+                    Err(_) => Err(error),
+                }
+            }
+            result => result,
+        }
+    }
+
+    /// Asks the upstream for a manifest by `HEAD`, which counts as no pull, together with everybody
+    /// who asks for it now.
+    async fn has_returned(&self, origin: &Origin, digest: Digest) -> Result<(), PullError> {
+        let question = || {
+            let origin = origin.clone();
+            async move {
+                let deadline = Instant::now() + RETURN_PATIENCE;
+                let reference = Reference::Digest(digest);
+                let upstream = &origin.upstream;
+                let head = upstream.head_manifest(&origin.repository, &reference, deadline);
+                Ok(head.await.map(drop)?)
+            }
+        };
+        let key = (origin.provenance(), digest);
+        self.returns.join(key, question).await
     }
 
     /// Takes a manifest that an upstream has just sent for a tag.
