@@ -6,7 +6,8 @@ use anyhow::Result;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use millrace_cluster_tests::condition::eventually;
-use millrace_cluster_tests::fake::{Image, Scene, Then, When, assert_whole, noise, sha256};
+use millrace_cluster_tests::fake::{Canned, Image, Scene, Then, When, assert_whole, noise, sha256};
+use millrace_cluster_tests::http::Request;
 use serde_json::json;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -113,6 +114,56 @@ async fn what_the_upstream_has_lost_meanwhile_is_not_promised() -> Result<()> {
     scene.fake.on(When::any("/manifests/"), Then::status(404));
     assert_eq!(status(&scene, image.manifest).await?, 404);
     Ok(())
+}
+
+/// Lets the upstream refuse all that `when` matches, and the node notice by `request`.
+async fn limit(scene: &Scene, when: When, body: &str, request: Request) -> Result<()> {
+    let limit = Canned::status(429)
+        .header("Retry-After", "2")
+        .body(body.to_owned());
+    scene.fake.on(when.first(1), Then::answer(limit));
+    let answer = scene.send(request).await?;
+    assert_eq!(answer.status(), 503);
+    Ok(())
+}
+
+#[tokio::test]
+async fn while_a_limit_stops_blobs_only_a_complete_image_is_promised() -> Result<()> {
+    let scene = scene().await?;
+    let layers = [noise(1, 1_000), noise(2, 1_000)];
+    let whole = scene.fake.add_image("app", "whole", &layers);
+    scene.pull("app", "whole", &whole).await?;
+    let image = scene.fake.add_image("app", "latest", &layers[1..]);
+    let more = scene.fake.add_image("app", "more", &[noise(3, 1_000)]);
+    assert_eq!(status(&scene, "latest").await?, 200);
+    assert_eq!(status(&scene, "more").await?, 200);
+    let blob = scene.send(scene.blob("app", &image.config)).await?;
+    assert_eq!(blob.status(), 200);
+    scene.settle().await;
+    let unknown = scene.blob("app", &sha256(b"never seen"));
+    limit(&scene, When::any("/v2/"), "Too Many Requests", unknown).await?;
+    for reference in ["whole", "latest"] {
+        assert_eq!(status(&scene, reference).await?, 200, "{reference}");
+    }
+    assert_eq!(status(&scene, "more").await?, 503, "a fresh tag");
+    assert_eq!(status(&scene, more.manifest).await?, 503, "a digest");
+    eventually("the limit ends", async || {
+        status(&scene, "more").await.ok() == Some(200)
+    })
+    .await;
+    scene.pull("app", "more", &more).await
+}
+
+#[tokio::test]
+async fn while_a_limit_stops_pulls_only_blobs_are_counted_on() -> Result<()> {
+    let scene = scene().await?;
+    let image = scene.fake.add_image("app", "latest", &[noise(1, 1_000)]);
+    let other = scene.fake.add_image("app", "other", &[noise(2, 1_000)]);
+    assert_eq!(status(&scene, "latest").await?, 200);
+    let pulls = r#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#;
+    let manifest = scene.manifest("app", other.manifest);
+    limit(&scene, When::get("/manifests/"), pulls, manifest).await?;
+    scene.pull("app", "latest", &image).await
 }
 
 #[tokio::test]

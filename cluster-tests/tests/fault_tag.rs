@@ -184,6 +184,7 @@ async fn a_known_answer_goes_out_while_the_upstream_limits_or_fails() -> Result<
         let scene = with_ttl("0s").await?;
         let image = image(&scene, 1);
         scene.pull("app", "latest", &image).await?;
+        scene.settle().await;
         scene.fake.on(When::any("/v2/"), Then::status(status));
         scene.pull("app", "latest", &image).await?;
     }

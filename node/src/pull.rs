@@ -5,7 +5,7 @@
 //! - Headers leave only when the first bytes are in hand, and a wrong body never completes.
 //! - Failures belong to the provenance that a client named; the transfer goes on with others.
 //! - A fill outlives its clients and is never slowed by one.
-//! - While an upstream is away, a manifest is handed out only with everything under it.
+//! - While an upstream gives no blobs, a manifest is handed out only with everything under it.
 //! - What is not for everybody goes out only where it belongs to the repository that was named.
 //!
 //! Every hop is a pull-through cache of the next: `borrow` leads a blob from this node over the

@@ -222,6 +222,13 @@ impl Inner {
         let open = |endpoint: &Endpoint| endpoint.breaker_state() != BreakerState::Closed;
         self.last_failed.load(Ordering::Relaxed) || self.endpoints.iter().all(open)
     }
+
+    fn gives_blobs(&self) -> bool {
+        let asked = |endpoint: &Endpoint| {
+            endpoint.breaker_state() == BreakerState::Closed && !endpoint.is_stopped()
+        };
+        !self.is_away() && self.endpoints.iter().any(asked)
+    }
 }
 
 impl Upstream {
@@ -250,6 +257,12 @@ impl Upstream {
     /// A 404, 401, 403 or 429 is an answer; a stalled or broken body is a failure.
     pub fn is_away(&self) -> bool {
         self.inner.is_away()
+    }
+
+    /// Whether blobs can be counted on now: it is not away, and some endpoint has no limit of
+    /// requests in force, which stops blobs as well. A limit of pulls does not.
+    pub fn gives_blobs(&self) -> bool {
+        self.inner.gives_blobs()
     }
 
     /// Whether it runs as many requests as it may, so that others wait.

@@ -14,9 +14,11 @@ pub enum PullError {
     /// The upstream did not give it.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// The upstream is away and not everything under this manifest is here, so handing it out
+    /// The upstream gives no blobs now and not everything under this manifest is here, so handing it out
     /// would promise what cannot be kept.
-    #[error("the upstream is away and {missing} of the blobs under {digest} are not here")]
+    #[error(
+        "the upstream is away or limits requests, and {missing} of the blobs under {digest} are not here"
+    )]
     Incomplete {
         /// The manifest.
         digest: Digest,

@@ -173,7 +173,7 @@ impl Manifests {
         origin: &Origin,
         answer: ManifestAnswer,
     ) -> Result<ManifestAnswer, PullError> {
-        if origin.upstream.is_away() {
+        if !origin.upstream.gives_blobs() {
             let promise = Promise {
                 store: &self.store,
                 neighbours: self.neighbours.as_ref(),

@@ -1,8 +1,8 @@
 //! Whether everything under a manifest can be had without the upstream: invariant 10.
 //!
-//! While the upstream is away, a manifest is handed out only if all its blobs are here or on other
-//! nodes, and an index only if that holds for one of its images. Whether the upstream is away is
-//! asked by the caller.
+//! While the upstream is away or stops all requests, a manifest is handed out only if all its blobs
+//! are here or on other nodes, and an index only if that holds for one of its images. Whether the
+//! upstream gives blobs is asked by the caller.
 
 use millrace_protocol::oci::{Descriptor, Digest, Manifest};
 use millrace_protocol::wire::message::{AskManifest, Purpose, Role};

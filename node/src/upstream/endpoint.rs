@@ -81,6 +81,12 @@ impl Endpoint {
         self.breaker.lock().state()
     }
 
+    /// Whether a limit stops every request, also those that count as no pull.
+    pub(super) fn is_stopped(&self) -> bool {
+        let budget = self.budget.lock();
+        budget.pause(false, Instant::now()).is_some()
+    }
+
     /// Reads the rate-limit headers of an answer; returns the pulls that are left if they say so.
     pub(super) fn handle_headers(&self, headers: &HeaderMap) -> Option<u64> {
         let mut budget = self.budget.lock();
