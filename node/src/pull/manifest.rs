@@ -277,13 +277,8 @@ impl Manifests {
             .put_manifest(&answer.digest, answer.bytes.clone(), sidecar)
             .await;
         match stored {
-            Ok(()) => {
-                let local = ManifestAnswer {
-                    source: Source::Local,
-                    ..answer.clone()
-                };
-                self.cache.insert(answer.digest, local);
-            }
+            // The store may know another type, of who sent it first.
+            Ok(()) => self.cache.invalidate(&answer.digest),
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error, blob.digest = %answer.digest,
                 "a manifest could not be stored; it is passed on without being kept"

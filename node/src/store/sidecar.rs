@@ -107,8 +107,8 @@ impl Sidecar {
     /// Adds what another sidecar of the same content knows. Returns whether anything was new.
     pub(super) fn merge(&mut self, other: Self) -> bool {
         let before = self.clone();
-        if other.media_type.is_some() {
-            self.media_type = other.media_type;
+        if self.takes_type_of(&other) {
+            self.media_type.clone_from(&other.media_type);
         }
         for provenance in other.provenance {
             self.add_provenance(provenance);
@@ -117,6 +117,20 @@ impl Sidecar {
             self.claim(claim);
         }
         *self != before
+    }
+
+    /// Whether the type that another sidecar states counts: what one registry calls the bytes is not
+    /// for another to change.
+    fn takes_type_of(&self, other: &Self) -> bool {
+        let is_stated = |sidecar: &Self| {
+            let media_type = sidecar.media_type.as_ref();
+            media_type.is_some_and(|media_type| !media_type.as_str().is_empty())
+        };
+        if !is_stated(self) {
+            return other.media_type.is_some();
+        }
+        let is_others = |one: &Provenance| other.provenance.contains(one);
+        is_stated(other) && self.provenance.iter().all(is_others)
     }
 
     /// Adds what the content was fetched as, unless that is known.
@@ -178,6 +192,24 @@ mod tests {
         assert!(!sidecar.merge(Sidecar::new(None, provenance("a"))));
         assert!(sidecar.merge(Sidecar::new(None, provenance("b"))));
         assert_eq!(sidecar.provenance, [provenance("a"), provenance("b")]);
+    }
+
+    #[test]
+    fn a_type_is_replaced_only_by_who_stated_it() {
+        let of = |media_type: &str, repository| {
+            Sidecar::new(Some(MediaType::new(media_type)), provenance(repository))
+        };
+        let after = |mut sidecar: Sidecar, other: Sidecar| {
+            sidecar.merge(other);
+            sidecar.media_type.expect("stated").as_str().to_owned()
+        };
+        assert_eq!(after(of("a/b", "a"), of("x/y", "b")), "a/b");
+        assert_eq!(after(of("a/b", "a"), of("", "a")), "a/b");
+        assert_eq!(after(of("a/b", "a"), of("x/y", "a")), "x/y");
+        assert_eq!(after(of("", "a"), of("x/y", "b")), "x/y");
+        let as_blob = Sidecar::new(None, provenance("a"));
+        assert_eq!(after(as_blob.clone(), of("x/y", "b")), "x/y");
+        assert_eq!(after(of("a/b", "a"), as_blob), "a/b");
     }
 
     #[test]
