@@ -47,9 +47,13 @@ pub(crate) async fn open_with(config: registry::Config) -> Door {
 
 /// Opens a door on these terms.
 pub(crate) async fn open_on(config: registry::Config, terms: Terms) -> Door {
+    open_in(TempDir::new().expect("a folder"), config, terms).await
+}
+
+/// Opens a door before a store in `folder`.
+pub(crate) async fn open_in(folder: TempDir, config: registry::Config, terms: Terms) -> Door {
     provider();
-    let upstream = Fake::start(answer).await;
-    let (tasks, folder) = (Tasks::default(), TempDir::new().expect("a folder"));
+    let (upstream, tasks) = (Fake::start(answer).await, Tasks::default());
     let upstreams = Upstreams::new(&upstream_config(&upstream), &tasks).expect("sets up");
     let store = store::Config {
         root: folder.path().to_owned(),

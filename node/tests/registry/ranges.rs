@@ -1,6 +1,14 @@
 //! Ranges of a blob: alone, several at once, and those that cannot be had.
 
-use super::door::{blob, digest_of, open};
+use std::time::Duration;
+
+use http::Request;
+use http::header::{CONTENT_LENGTH, RANGE};
+use http_body_util::BodyExt;
+use millrace::registry::{Config, Terms};
+use tempfile::TempDir;
+
+use super::door::{blob, digest_of, open, open_in};
 use super::wire::get;
 use super::{blob_url, stored_blob};
 
@@ -83,4 +91,28 @@ async fn several_ranges_of_a_blob_that_is_not_here_are_all_of_it() {
     let door = open().await;
     let reply = get(door.address, &blob_url(), &["Range: bytes=0-99,200-299"]).await;
     assert_eq!((reply.status, reply.body), (200, blob()));
+}
+
+#[tokio::test]
+async fn a_client_may_take_its_time_until_the_next_part() {
+    // Nothing on a tmpfs is read without waiting, so each part is waited for.
+    let folder = TempDir::new_in("/dev/shm").expect("a folder in memory");
+    let door = open_in(folder, Config::default(), Terms::default()).await;
+    let url = stored_blob(&door).await;
+    // So many that one that is there by chance makes no difference.
+    let ranges: Vec<_> = (10..40).map(|n| format!("{n}000-{n}499")).collect();
+    let ranges = format!("bytes={}", ranges.join(","));
+    let request = Request::get(&url).header(RANGE, ranges).body(());
+    let answer = door.registry.answer(request.expect("a request"));
+    let answer = answer.await;
+    assert_eq!(answer.status(), 206);
+    let length = answer.headers()[CONTENT_LENGTH].clone();
+    // Far longer than any client waits for a head.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    tokio::time::resume();
+    // The runtime sees what time it is when it has nothing to do.
+    assert_eq!(get(door.address, "/v2/", &[]).await.status, 200);
+    let body = answer.into_body().collect().await.expect("every part");
+    assert_eq!(body.to_bytes().len().to_string(), length);
 }
