@@ -163,7 +163,11 @@ async fn while_a_limit_stops_pulls_only_blobs_are_counted_on() -> Result<()> {
     let pulls = r#"{"errors":[{"code":"TOOMANYREQUESTS"}]}"#;
     let manifest = scene.manifest("app", other.manifest);
     limit(&scene, When::get("/manifests/"), pulls, manifest).await?;
-    scene.pull("app", "latest", &image).await
+    let heads = scene.fake.count("HEAD", "/manifests/");
+    scene.pull("app", "latest", &image).await?;
+    let asked = scene.fake.count("HEAD", "/manifests/") - heads;
+    assert_eq!(asked, 0, "whether it gives blobs");
+    Ok(())
 }
 
 #[tokio::test]
