@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use millrace_cluster_tests::condition::{eventually, eventually_some, patience};
-use millrace_cluster_tests::fake::{Ended, Fake, Gate, Scene, Then, When, assert_whole, noise};
+use millrace_cluster_tests::fake::{
+    Ended, Fake, Gate, Scene, Then, When, assert_unfinished, assert_whole, noise,
+};
 use millrace_cluster_tests::http::Request;
 use millrace_cluster_tests::process::run;
 use tempfile::TempDir;
@@ -83,6 +85,73 @@ async fn a_blob_that_is_larger_than_the_store_is_relayed_and_not_kept() -> Resul
 }
 
 #[tokio::test]
+async fn a_length_that_is_a_lie_costs_others_nothing() -> Result<()> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
+    let blobs: Vec<_> = (0..3).map(|seed| noise(seed, 24 * MIB)).collect();
+    let add = |blob| scene.fake.add_blob("app", blob);
+    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
+    for (digest, blob) in digests.iter().zip(&blobs) {
+        assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
+        is_kept(&scene, digest).await;
+    }
+    let lie = scene.fake.add_blob("app", noise(9, 79 * MIB));
+    let target = lie.to_string();
+    let short = Then::healthy().cut(100_000);
+    scene.fake.on(When::get(&target).first(1), short);
+    let rest = When::get(&target).with("Range", "bytes=");
+    scene.fake.on(rest, Then::status(404));
+    let answer = scene.send(scene.blob("app", &lie)).await?;
+    assert_unfinished(&answer);
+    for digest in &digests {
+        is_kept(&scene, digest).await;
+    }
+    Ok(())
+}
+
+/// Waits until a blob comes out of the store.
+async fn is_kept(scene: &Scene, digest: &millrace_protocol::oci::Digest) {
+    eventually("the blob is kept", async || {
+        let head = scene.blob("app", digest).header("Range", "bytes=0-9");
+        let answer = scene.send(head).await;
+        answer.is_ok_and(|answer| answer.header("x-millrace-source") == Some("local"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_blob_that_finds_no_room_on_its_way_is_relayed_from_there() -> Result<()> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
+    let blobs: Vec<_> = (0..3).map(|seed| noise(seed, 24 * MIB)).collect();
+    let add = |blob| scene.fake.add_blob("app", blob);
+    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
+    for (digest, blob) in digests.iter().zip(&blobs) {
+        assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
+        is_kept(&scene, digest).await;
+    }
+    let content = noise(9, 60 * MIB);
+    let large = scene.fake.add_blob("app", content.clone());
+    let gate = Gate::default();
+    let stalled = Then::healthy().stall(2 * MIB as u64, &gate);
+    scene.fake.on(When::get(&large.to_string()), stalled);
+    let mut reader = scene.open(scene.blob("app", &large)).await?;
+    let begin = reader.read_at_least(MIB).await?;
+    let mut slow = Vec::new();
+    for digest in &digests {
+        slow.push(scene.open(scene.blob("app", digest)).await?);
+    }
+    gate.open();
+    let rest = reader.finish().await?;
+    assert!([begin, rest.body].concat() == content, "other bytes came");
+    for (slow, blob) in slow.into_iter().zip(&blobs) {
+        assert_whole(&slow.finish().await?, blob);
+    }
+    for digest in &digests {
+        is_kept(&scene, digest).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_relayed_blob_is_verified_too() -> Result<()> {
     let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
     let digest = scene.fake.add_blob("app", noise(1, 24 * MIB));
@@ -90,7 +159,7 @@ async fn a_relayed_blob_is_verified_too() -> Result<()> {
         .fake
         .on(When::get("/blobs/"), Then::healthy().flip(12 * MIB));
     let wrong = scene.send(scene.blob("app", &digest)).await?;
-    millrace_cluster_tests::fake::assert_unfinished(&wrong);
+    assert_unfinished(&wrong);
     Ok(())
 }
 

@@ -292,6 +292,50 @@ async fn eviction_takes_the_least_recently_used_and_never_what_is_read() {
 }
 
 #[tokio::test]
+async fn what_is_only_expected_evicts_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let bounded = Config {
+        max_size: Some(3_000),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    put(&store, 1, 1_000).await;
+    put(&store, 2, 1_000).await;
+    let mut part = store.part(&content(9, 10).0).await.expect("part");
+    part.expect(3_000, 0);
+    part.reserve(1_000).await.expect("room");
+    assert_eq!(
+        (store.status().blobs, store.status().growing_bytes),
+        (2, 1_000)
+    );
+
+    let mut other = store.part(&content(8, 10).0).await.expect("part");
+    other.expect(2_000, 0);
+    let refused = other.reserve(10).await;
+    assert!(
+        matches!(refused, Err(StoreError::NoSpace { .. })),
+        "it is promised to another: {refused:?}"
+    );
+    other.expect(3_001, 0);
+    let refused = other.reserve(10).await;
+    assert!(
+        matches!(refused, Err(StoreError::TooLarge { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(store.status().blobs, 2);
+
+    part.reserve(1_001).await.expect("room");
+    assert_eq!(store.status().blobs, 1, "one makes way for what comes");
+    drop(part);
+    other.expect(2_000, 0);
+    other
+        .reserve(10)
+        .await
+        .expect("the promise went with its part");
+    assert_eq!(store.status().blobs, 1);
+}
+
+#[tokio::test]
 async fn suspended_parts_make_room_before_blobs() {
     let folder = tempfile::tempdir().expect("folder");
     let bounded = Config {

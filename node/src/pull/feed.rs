@@ -294,7 +294,7 @@ impl Batches<'_> {
         self.position = end;
         self.flushed = Some(Instant::now());
         self.writing = Some(Box::pin(async move {
-            sink.reserve(size, end).await?;
+            sink.reserve(size, start..end, &written).await?;
             let taken = sink.take(start, chunks, written).await?;
             Ok(Written { start, end, taken })
         }));

@@ -58,6 +58,38 @@ impl Inner {
         Ok(())
     }
 
+    /// Promises `more` bytes to a part that is said to become `size` bytes long, if everything that
+    /// is not in use could make way for it; nothing is evicted yet. Blocks.
+    pub(super) fn promise(&self, size: u64, more: u64) -> Result<(), StoreError> {
+        let max_bytes = self.space.limits().max_size;
+        if size > max_bytes {
+            return Err(StoreError::TooLarge {
+                size_bytes: size,
+                max_bytes,
+            });
+        }
+        // Before, it is not known how much could be evicted.
+        let free = if *self.index_ready.borrow() {
+            Disk::of(self.layout.root())?.free
+        } else {
+            u64::MAX
+        };
+        if self.space.try_promise(more, self.pinned_bytes()?, free) {
+            return Ok(());
+        }
+        Err(StoreError::NoSpace { needed_bytes: more })
+    }
+
+    /// Returns how many bytes of blobs are being read.
+    fn pinned_bytes(&self) -> Result<u64, StoreError> {
+        let pinned: Vec<Digest> = self.pins.lock().keys().copied().collect();
+        let mut bytes = 0;
+        for digest in pinned {
+            bytes += self.index.blob(&digest)?.map_or(0, |record| record.size);
+        }
+        Ok(bytes)
+    }
+
     /// Brings the store within its bounds, after a start with smaller ones; blocks.
     pub(super) fn trim(&self) -> Result<(), StoreError> {
         match self.make_room(0) {

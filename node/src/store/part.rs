@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use super::error::{FileContext, StoreError};
 use super::layout;
 use super::read::FileReader;
 use super::sidecar::Sidecar;
+use super::suspended::length;
 use super::{Inner, blocking};
 
 /// Most pieces that the system takes in one call (`IOV_MAX`).
@@ -37,10 +39,18 @@ pub struct Part {
     digest: Digest,
     writer: PartWriter,
     saved: RangeSet<u64>,
+    /// Size that the whole is said to have; 0 while nothing is said.
+    expected: u64,
+    /// Where the next bytes belong.
+    position: u64,
     /// Bytes that are counted.
     reserved: u64,
-    /// Bytes of these that the file system has allocated.
+    /// Bytes beyond these for which others could make way when they come.
+    promised: u64,
+    /// Bytes of the reserved ones that the file system has allocated.
     allocated: u64,
+    /// What it allocated last.
+    ahead: Range<u64>,
     /// Whether the file still has to be removed when this value goes.
     owned: bool,
 }
@@ -79,8 +89,12 @@ impl Part {
                 path: path.into(),
             },
             saved,
+            expected: 0,
+            position: 0,
             reserved: 0,
+            promised: 0,
             allocated: 0,
+            ahead: 0..0,
             owned: true,
         })
     }
@@ -102,6 +116,18 @@ impl Part {
         FileReader::new(Arc::clone(&self.writer.file), self.inner.buffers.clone())
     }
 
+    /// Returns how many bytes are reserved.
+    pub fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    /// Says what the whole is said to have, in bytes (0: nothing is said), and where the next bytes
+    /// belong. The next reservation fails if so much cannot be had; nothing is evicted for it.
+    pub fn expect(&mut self, size: u64, position: u64) {
+        self.expected = size;
+        self.position = position;
+    }
+
     /// Makes sure that `total` bytes fit, by evicting what was not used for longest.
     ///
     /// May be called again with a larger total. The first call only counts, and the file system
@@ -116,28 +142,72 @@ impl Part {
         let is_first = self.reserved == 0;
         let more = total.saturating_sub(self.reserved);
         if more > 0 {
-            let inner = Arc::clone(&self.inner);
-            blocking(move || inner.make_room(more)).await?;
-            self.reserved = total;
+            self.grow(more).await?;
         }
-        if is_first || self.allocated == self.reserved {
+        if is_first {
+            // What was saved lies on the disk already.
+            self.allocated = length(&self.saved).min(self.reserved);
+            self.inner.space.allocated(self.allocated);
+            return Ok(());
+        }
+        if self.allocated == self.reserved {
             return Ok(());
         }
         self.allocate().await
     }
 
-    /// Has the file system allocate what was reserved since the last time.
-    async fn allocate(&mut self) -> Result<(), StoreError> {
-        let file = Arc::clone(&self.writer.file);
-        let (from, more) = (self.allocated, self.reserved - self.allocated);
-        blocking(
-            move || match fallocate(&file, FallocateFlags::KEEP_SIZE, from, more) {
-                Err(Errno::NOSPC | Errno::DQUOT) => Err(StoreError::NoSpace { needed_bytes: more }),
-                // Elsewhere a file system that cannot allocate ahead: the write will tell.
-                _ => Ok(()),
-            },
-        )
+    /// Reserves `more` bytes, once it is known that what is expected beyond them could be had.
+    async fn grow(&mut self, more: u64) -> Result<(), StoreError> {
+        let total = self.reserved + more;
+        let size = self.expected.max(total);
+        let new = match size == total {
+            true => 0,
+            false => size.saturating_sub(self.reserved + self.promised),
+        };
+        let redeemed = (self.promised + new).min(more);
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            if new > 0 {
+                inner.promise(size, new)?;
+            }
+            let made = inner.make_room(more);
+            let unpromised = if made.is_ok() { redeemed } else { new };
+            inner.space.unpromise(unpromised);
+            made
+        })
         .await?;
+        self.promised = self.promised + new - redeemed;
+        self.reserved = total;
+        Ok(())
+    }
+
+    /// Has the file system allocate what was reserved since the last time, where bytes come next.
+    async fn allocate(&mut self) -> Result<(), StoreError> {
+        let more = self.reserved - self.allocated;
+        if !self.ahead.contains(&self.position) {
+            self.ahead = self.position..self.position;
+        }
+        let from = self.ahead.end;
+        let most = if self.expected > 0 {
+            self.expected.saturating_sub(from)
+        } else {
+            u64::MAX
+        };
+        let length = more.min(most);
+        let file = Arc::clone(&self.writer.file);
+        if length > 0 {
+            blocking(
+                move || match fallocate(&file, FallocateFlags::KEEP_SIZE, from, length) {
+                    Err(Errno::NOSPC | Errno::DQUOT) => Err(StoreError::NoSpace {
+                        needed_bytes: length,
+                    }),
+                    // Elsewhere a file system that cannot allocate ahead: the write will tell.
+                    _ => Ok(()),
+                },
+            )
+            .await?;
+        }
+        self.ahead.end += length;
         self.inner.space.allocated(more);
         self.allocated = self.reserved;
         Ok(())
@@ -211,6 +281,7 @@ impl Drop for Part {
     fn drop(&mut self) {
         self.inner.space.allocated(self.reserved - self.allocated);
         self.inner.space.shrink(self.reserved);
+        self.inner.space.unpromise(self.promised);
         if self.owned
             && let Err(error) = layout::remove(&self.writer.path)
         {

@@ -74,8 +74,11 @@ pub(super) struct Taken {
     pub(super) blobs: u64,
     /// Number of complete blobs.
     pub(super) blob_count: u64,
-    /// By parts that grow, counted at their full size.
+    /// By parts that grow: what has come of them, and room for some more.
     pub(super) growing: u64,
+    /// What these are going to take beyond that, if their sizes were stated rightly. Others make way
+    /// for it only when it comes.
+    promised: u64,
     /// Bytes of these that the file system has not allocated yet, so that it counts them as free.
     unallocated: u64,
     /// By parts that are suspended.
@@ -141,6 +144,30 @@ impl Space {
         taken.unallocated = taken.unallocated.saturating_sub(size);
     }
 
+    /// Promises bytes to a growing part if they would fit without what may be evicted: all but
+    /// `pinned` bytes of blobs.
+    ///
+    /// `free` is as in [`Space::try_grow`].
+    pub(super) fn try_promise(&self, size: u64, pinned: u64, free: u64) -> bool {
+        let mut taken = self.taken.lock();
+        let pinned = pinned.min(taken.blobs);
+        let total = pinned + taken.growing + taken.promised;
+        let free = free.saturating_add(taken.blobs - pinned + taken.suspended);
+        let free = free.saturating_sub(taken.unallocated + taken.promised);
+        let fits = total.saturating_add(size) <= self.limits.max_size
+            && free >= self.limits.min_free.saturating_add(size);
+        if fits {
+            taken.promised += size;
+        }
+        fits
+    }
+
+    /// Takes a promise back, or notes that it was kept.
+    pub(super) fn unpromise(&self, size: u64) {
+        let mut taken = self.taken.lock();
+        taken.promised = taken.promised.saturating_sub(size);
+    }
+
     pub(super) fn suspend(&self, size: u64) {
         self.taken.lock().suspended += size;
     }
@@ -202,6 +229,20 @@ mod tests {
         assert!(!space.try_grow(60, 100));
         space.allocated(60);
         assert!(space.try_grow(60, 100));
+    }
+
+    #[test]
+    fn promises_count_on_what_may_be_evicted_and_on_each_other() {
+        let space = space(100, 10);
+        space.add_blob(90);
+        assert!(!space.try_promise(60, 50, 1_000), "so much is being read");
+        assert!(space.try_promise(60, 20, 1_000));
+        assert!(!space.try_promise(30, 20, 1_000), "it was promised");
+        space.unpromise(60);
+        assert!(
+            !space.try_promise(90, 0, 9),
+            "the file system keeps its reserve"
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct Status {
     pub blobs: u64,
     /// Their bytes.
     pub blob_bytes: u64,
-    /// Bytes taken by parts that grow, at their full size.
+    /// Bytes taken by parts that grow: what has come of them, and some more.
     pub growing_bytes: u64,
     /// Bytes of parts that wait to be continued.
     pub suspended_bytes: u64,

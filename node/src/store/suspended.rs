@@ -124,7 +124,8 @@ fn taken(written: &RangeSet<u64>, metadata: &Metadata) -> u64 {
     length(written).max(metadata.blocks().saturating_mul(BLOCK_BYTES))
 }
 
-fn length(ranges: &RangeSet<u64>) -> u64 {
+/// Returns how many bytes there are in `ranges`.
+pub(super) fn length(ranges: &RangeSet<u64>) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
 }
 

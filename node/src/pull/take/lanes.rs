@@ -198,8 +198,10 @@ impl<'a> Lane<'a> {
                     return Ok(LaneEvent::Ended);
                 };
                 let start = u64::from(index) * CHUNK_BYTES;
+                if !self.has_room(index).await? {
+                    return Ok(LaneEvent::Ended);
+                }
                 let sink = self.take.sink;
-                sink.reserve(Some(self.size), start + CHUNK_BYTES).await?;
                 let written = self.take.transfer.state().written.clone();
                 let chunk = Arrived {
                     offset: start,
@@ -218,14 +220,27 @@ impl<'a> Lane<'a> {
                 digest,
             })) => {
                 let start = u64::from(index) * CHUNK_BYTES;
+                if !self.has_room(index).await? {
+                    return Ok(LaneEvent::Ended);
+                }
                 let sink = self.take.sink;
-                sink.reserve(Some(self.size), start + CHUNK_BYTES).await?;
                 let checked = sink.take_far(start, bytes, digest).await?;
                 let stated_by = Some(self.hop.peer);
                 Ok(self.show(index, &checked, Some(FarChunk { digest, stated_by })))
             }
             // Whoever still waits asks for another lane.
             _ => Ok(LaneEvent::Ended),
+        }
+    }
+
+    /// Whether the disk has room for a chunk; only the lane ends for want of it.
+    async fn has_room(&self, index: u32) -> Result<bool, PullError> {
+        let Take { transfer, sink, .. } = self.take;
+        let written = transfer.state().written.clone();
+        let chunk = range(index, self.size);
+        match sink.reserve(Some(self.size), chunk, &written).await {
+            Err(error) if error.is_full() => Ok(false),
+            reserved => reserved.map(|()| true).map_err(PullError::from),
         }
     }
 

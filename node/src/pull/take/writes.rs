@@ -102,11 +102,14 @@ impl<'a> Writes<'a> {
         let Some(last) = chunks.last() else {
             return;
         };
+        let start = chunks
+            .first()
+            .map_or(0, |chunk| range(chunk.index, size).start);
         let end = range(last.index, size).end;
         transfer.change(|state| state.segments.begin_write(stretch.id(), end));
         let writing = async move {
-            sink.reserve(Some(size), end).await?;
             let written = transfer.state().written.clone();
+            sink.reserve(Some(size), start..end, &written).await?;
             let arrived = |(chunk, check): (&Chunk, Check)| Arrived {
                 offset: range(chunk.index, size).start,
                 bytes: chunk.bytes.clone(),
