@@ -308,6 +308,26 @@ async fn a_restart_continues_the_part() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_any_more_is_fetched_again() -> Result<()> {
+    let scene = Scene::start().await?;
+    let content = noise(1, 2 * MIB);
+    let digest = scene.fake.add_blob("app", content.clone());
+    assert_whole(&scene.send(scene.blob("app", &digest)).await?, &content);
+    is_kept(&scene, &digest).await;
+    let hex = digest.hex();
+    let blobs = scene.node.data().join("blobs/sha256");
+    let path = blobs.join(&hex[..2]).join(hex);
+    std::fs::remove_file(&path)?;
+    std::os::unix::fs::symlink(&path, &path)?;
+    let answer = scene.send(scene.blob("app", &digest)).await?;
+    assert_whole(&answer, &content);
+    assert_eq!(answer.header("x-millrace-source"), Some("upstream"));
+    is_kept(&scene, &digest).await;
+    assert!(path.symlink_metadata()?.is_file(), "it is stored again");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_kill_leaves_nothing_wrong() -> Result<()> {
     let (mut scene, digest, _gate) = half_full().await?;
     let small = scene.fake.add_blob("app", "small");

@@ -31,6 +31,7 @@ mod space;
 mod status;
 mod suspended;
 mod tags;
+mod unreadable;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -62,7 +63,6 @@ use crate::task::Tasks;
 use account::Counted;
 use changes::Announcer;
 use custody::Spared;
-use error::FileContext;
 use index::Index;
 use layout::Layout;
 use metrics::Metrics;
@@ -129,10 +129,11 @@ impl Store {
 
     /// Opens a blob for reading and keeps it from eviction until the result is dropped.
     ///
-    /// `None` when it is not here.
+    /// `None` when it is not here. A file that cannot be opened is dropped, and so is one that cannot
+    /// be read later.
     ///
     /// # Errors
-    /// The file is there but cannot be opened.
+    /// This node lacks what it takes to open a file.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<BlobFile>, StoreError> {
         let inner = Arc::clone(&self.inner);
         let digest = *digest;
@@ -142,14 +143,14 @@ impl Store {
     /// Returns those of `digests` that are not here, in their order.
     ///
     /// # Errors
-    /// A file that may be there cannot be examined.
+    /// This node lacks what it takes to look.
     pub async fn missing(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StoreError> {
         let inner = Arc::clone(&self.inner);
         blocking(move || {
             let mut missing = Vec::new();
             for digest in digests {
                 let path = inner.layout.blob(&digest);
-                if !path.try_exists().doing("examine", &path)? {
+                if !unreadable::exists(&path)? {
                     missing.push(digest);
                 }
             }
@@ -160,10 +161,11 @@ impl Store {
 
     /// Reads a manifest with its media type.
     ///
-    /// `None` when it is not here or was never fetched as a manifest.
+    /// `None` when it is not here or was never fetched as a manifest. A file that cannot be read is
+    /// dropped.
     ///
     /// # Errors
-    /// The file is there but cannot be read.
+    /// This node lacks what it takes to read a file.
     pub async fn manifest(&self, digest: &Digest) -> Result<Option<StoredManifest>, StoreError> {
         let inner = Arc::clone(&self.inner);
         let digest = *digest;

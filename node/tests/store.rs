@@ -401,6 +401,50 @@ async fn a_manifest_keeps_its_bytes_and_type_and_a_damaged_one_is_dropped() {
     assert!(!holds(&store, &digest).await);
 }
 
+fn blob_path(root: &Path, digest: &Digest) -> std::path::PathBuf {
+    let hex = digest.hex();
+    root.join(format!("blobs/sha256/{}/{hex}", &hex[..2]))
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_opened_is_absent_and_can_be_stored_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let digest = put(&store, 1, 1_000).await;
+    let path = blob_path(folder.path(), &digest);
+    fs::remove_file(&path).expect("removed");
+    std::os::unix::fs::symlink(&path, &path).expect("a loop");
+    assert!(!holds(&store, &digest).await);
+    assert_eq!(store.links(&digest).await.expect("store works"), None);
+    assert_eq!(read_all(&store, &digest).await, None);
+    assert_eq!(store.status().blobs, 0);
+    put(&store, 1, 1_000).await;
+    let bytes = content(1, 1_000).1.to_vec();
+    assert_eq!(read_all(&store, &digest).await, Some(bytes));
+}
+
+#[tokio::test]
+async fn a_file_that_ends_too_early_is_dropped_but_not_what_took_its_place() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let digest = put(&store, 1, 1_000).await;
+    let blob = store.blob(&digest).await.expect("store works");
+    let blob = blob.expect("is there");
+    let file = fs::File::options()
+        .write(true)
+        .open(blob_path(folder.path(), &digest));
+    file.expect("opened").set_len(0).expect("truncated");
+    let failed = blob.reader().read(0, 1_000).await;
+    assert!(failed.is_err(), "{failed:?}");
+    assert!(!holds(&store, &digest).await);
+    assert_eq!(store.status().blobs, 0);
+
+    put(&store, 1, 1_000).await;
+    let failed = blob.reader().read(0, 1_000).await;
+    assert!(failed.is_err(), "the reader still has the old file");
+    assert!(holds(&store, &digest).await);
+}
+
 #[tokio::test]
 async fn content_fetched_as_a_blob_is_no_manifest_until_it_is_fetched_as_one() {
     let folder = tempfile::tempdir().expect("folder");

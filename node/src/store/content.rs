@@ -14,6 +14,7 @@ use super::eviction::Pin;
 use super::index::BlobRecord;
 use super::read::FileReader;
 use super::sidecar::Sidecar;
+use super::unreadable::Kept;
 use super::{Inner, layout, unix_now};
 
 /// A blob that is open for reading; it is not evicted while this value lives.
@@ -52,14 +53,22 @@ impl Inner {
     ) -> Result<Option<BlobFile>, StoreError> {
         let pin = Pin::new(self, digest);
         let path = self.layout.blob(digest);
-        let file = match File::open(&path) {
+        let (file, size) = match open_file(&path) {
+            Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.doing("open", &path)?,
+            Err(error) => {
+                self.drop_unreadable(digest, "open", error)?;
+                return Ok(None);
+            }
         };
-        let size = file.metadata().doing("examine", &path)?.len();
         self.touch(digest);
+        let kept = Kept {
+            inner: Arc::clone(self),
+            digest: *digest,
+        };
+        let reader = FileReader::new(Arc::new(file), self.buffers.clone());
         Ok(Some(BlobFile {
-            reader: FileReader::new(Arc::new(file), self.buffers.clone()),
+            reader: reader.of_content(kept),
             size,
             _pin: pin,
         }))
@@ -77,7 +86,11 @@ impl Inner {
         let path = self.layout.blob(digest);
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.doing("read", &path)?,
+            Err(error) => {
+                self.drop_unreadable(digest, "read", error)?;
+                return Ok(None);
+            }
+            Ok(bytes) => bytes,
         };
         let actual = Digest::of(digest.algorithm(), &bytes);
         if actual != *digest {
@@ -131,4 +144,14 @@ impl Inner {
         layout::sync_folder(layout::parent(folder))?;
         layout::sync_folder(&self.layout.blobs())
     }
+}
+
+/// Opens a file and returns its size in bytes.
+fn open_file(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    Ok((file, metadata.len()))
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use millrace_protocol::oci::Digest;
 
-use super::error::{FileContext, StoreError};
+use super::error::StoreError;
 use super::eviction::Pin;
 use super::sidecar::{Provenance, Sidecar};
-use super::{Inner, Store, blocking};
+use super::{Inner, Store, blocking, unreadable};
 
 /// What is recorded of where content came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,13 +25,13 @@ impl Store {
     /// Returns what content was fetched as; `None` when it is not here.
     ///
     /// # Errors
-    /// A file that may be there cannot be examined.
+    /// This node lacks what it takes to look.
     pub async fn links(&self, digest: &Digest) -> Result<Option<Record>, StoreError> {
         let inner = Arc::clone(&self.inner);
         let digest = *digest;
         blocking(move || {
             let path = inner.layout.blob(&digest);
-            if !path.try_exists().doing("examine", &path)? {
+            if !unreadable::exists(&path)? {
                 return Ok(None);
             }
             Ok(Some(match Sidecar::read(&inner.layout.sidecar(&digest)) {
@@ -77,7 +77,7 @@ impl Inner {
         // Evicted meanwhile, its content would leave a sidecar that nobody removes.
         let _pin = Pin::new(self, digest);
         let content = self.layout.blob(digest);
-        if !content.try_exists().doing("examine", &content)? {
+        if !unreadable::exists(&content)? {
             return Ok(());
         }
         let path = self.layout.sidecar(digest);

@@ -15,6 +15,7 @@ use rustix::fs::{Advice, fadvise, sendfile};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::buffers::{Buffer, Buffers, LARGE_BYTES};
+use super::unreadable::Kept;
 
 /// How far the kernel is asked to read ahead after a read that missed the page cache.
 const READ_AHEAD_BYTES: u64 = 4 * 1024 * 1024;
@@ -32,11 +33,25 @@ const SAMPLE_STEP_BYTES: usize = 128 * 1024;
 pub struct FileReader {
     file: Arc<File>,
     buffers: Buffers,
+    /// What is dropped when the file cannot be read.
+    kept: Option<Arc<Kept>>,
 }
 
 impl FileReader {
     pub(super) fn new(file: Arc<File>, buffers: Buffers) -> Self {
-        Self { file, buffers }
+        Self {
+            file,
+            buffers,
+            kept: None,
+        }
+    }
+
+    /// The same file, read as stored content: it is dropped when it cannot be read.
+    pub(super) fn of_content(self, kept: Kept) -> Self {
+        Self {
+            kept: Some(Arc::new(kept)),
+            ..self
+        }
     }
 
     /// Reads some bytes of `start..end`, beginning at `start`.
@@ -48,6 +63,14 @@ impl FileReader {
     /// # Cancel safety
     /// Dropping the future loses nothing; a read on the blocking pool ends by itself.
     pub async fn read(&self, start: u64, end: u64) -> io::Result<Bytes> {
+        let result = self.try_read(start, end).await;
+        if let (Err(error), Some(kept)) = (&result, &self.kept) {
+            kept.failed(&self.file, error).await;
+        }
+        result
+    }
+
+    async fn try_read(&self, start: u64, end: u64) -> io::Result<Bytes> {
         let wanted = end.saturating_sub(start).min(LARGE_BYTES as u64);
         let wanted = usize::try_from(wanted).expect("bounded by LARGE_BYTES");
         let mut buffer = self.buffers.take(wanted);
