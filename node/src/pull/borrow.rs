@@ -69,7 +69,12 @@ impl Borrow<'_> {
             match self.through(hop, rank, far).await? {
                 Ended::Complete => return Ok(true),
                 Ended::Raised => {}
-                Ended::PassedOver => passed_over.push(hop),
+                Ended::PassedOver => {
+                    passed_over.push(hop);
+                    if !self.neighbours.is_trusted(&hop.peer) {
+                        self.transfer.change(|state| state.is_doubted = true);
+                    }
+                }
             }
             in_vain += 1;
             if self.transfer.state().written_bytes() > before {
@@ -93,9 +98,12 @@ impl Borrow<'_> {
                 return Ok(true);
             }
         }
-        // Who has asked an upstream is followed by others, and follows nobody.
-        let follows = !self.transfer.state().has_asked;
-        if follows && let Some(peer) = search.fetching().await {
+        // Who has asked an upstream is followed by others, and follows nobody: who had a part when it
+        // was asked may be one of them by now.
+        if self.transfer.state().has_asked {
+            return Ok(false);
+        }
+        if let Some(peer) = search.fetching().await {
             return self.through_holder(peer, far).await;
         }
         for part in search.parts() {

@@ -153,7 +153,8 @@ fn part_of(transfer: &Transfer) -> Option<(BlobNews, Telling)> {
     let state = transfer.state();
     let values = chain_length(state.size?);
     let chain: Vec<ChainValue> = state.chain.iter().take(values).cloned().collect();
-    if chain.is_empty() || state.failure().is_some() || state.window.is_some() {
+    let is_no_use = state.is_doubted || state.failure().is_some() || state.window.is_some();
+    if chain.is_empty() || is_no_use {
         return None;
     }
     let provenance = state.fetched_as();

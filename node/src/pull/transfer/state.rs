@@ -40,6 +40,9 @@ pub(in crate::pull) struct State {
     pub(in crate::pull) supply: Supply,
     /// Whether an upstream was asked.
     pub(in crate::pull) has_asked: bool,
+    /// Whom it was taken from was found out: others may have the same of the same node, which is not
+    /// collected, nor given as a part.
+    pub(in crate::pull) is_doubted: bool,
     /// Another node that asked for it had some already: others may have more than is here.
     pub(in crate::pull) begun_elsewhere: bool,
     /// What the blob was fetched as, as far as peers that supplied it, or the store, say.
@@ -118,7 +121,7 @@ impl State {
 
     /// Whether some of the blob has been fetched before, by this node or by another that asked.
     pub(in crate::pull) fn was_begun(&self) -> bool {
-        self.begun_elsewhere || !self.written.is_empty()
+        !self.is_doubted && (self.begun_elsewhere || !self.written.is_empty())
     }
 
     pub(in crate::pull) fn written_bytes(&self) -> u64 {
@@ -126,8 +129,12 @@ impl State {
         lengths.sum()
     }
 
-    /// Returns how many chunks, from the first on, are here and can be checked by others.
+    /// Returns how many chunks, from the first on, are here and can be checked by others; 0 where that
+    /// is in doubt.
     pub(in crate::pull) fn checked_chunks(&self) -> u32 {
+        if self.is_doubted {
+            return 0;
+        }
         u32::try_from(self.chain.len()).unwrap_or(u32::MAX)
     }
 
