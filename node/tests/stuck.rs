@@ -18,7 +18,9 @@ use liar::Liar;
 use mesh::{Mesh, Node, Settings, eventually, noise, prompt};
 use millrace::peer::Peers;
 use millrace::pull;
+use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::oci::Digest;
+use millrace_protocol::wire::message::{BlobNews, Holding, OpenBlob, OriginName, Role};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tokio::sync::watch;
 
@@ -47,6 +49,15 @@ fn hesitant() -> Liar {
     Liar {
         hesitates: true,
         ..Liar::honest(&noise(0, 1))
+    }
+}
+
+/// The upstream's repository, as a member names it.
+fn corp() -> OriginName {
+    OriginName {
+        upstream: "corp".to_owned(),
+        repository: "team/app".parse().expect("a name"),
+        credential: "anonymous".into(),
     }
 }
 
@@ -112,6 +123,37 @@ async fn a_home_that_has_the_beginning_and_nothing_more_is_left() {
     assert_eq!(left(node), 1);
     assert!(node.counted("millrace_pull_peer_received_bytes_total") > 0);
     assert!(node.counted("millrace_pull_peer_retries_total{reason=\"not_yet\"}") > 0);
+    assert_eq!(mesh.gets("/blobs/"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taker_is_not_left_for_what_it_got_behind_its_part() {
+    // Few enough that all are sent before the first is written.
+    let bytes = noise(1, 4);
+    let mesh = Mesh::strangers(&["a"]).await;
+    let taker = Liar {
+        part: Some(2),
+        holding: Holding::Part { chunks: 2 },
+        ..Liar::honest(&bytes)
+    };
+    let taker = mesh.add_extra(|_| Arc::new(taker));
+    let digest = mesh.content.add(bytes);
+    let node = &mesh.nodes[0];
+    let question = OpenBlob {
+        digest,
+        role: Role::Home,
+        origins: vec![corp()],
+        zone: "a".to_owned(),
+        have: 2,
+    };
+    let opened = async {
+        let mut news = taker.peers.open(node.id, question).await.expect("asked");
+        while !matches!(news.next().await.expect("told"), Some(BlobNews::Whole)) {}
+    };
+    prompt(opened).await;
+    let received = node.counted("millrace_pull_peer_received_bytes_total");
+    assert_eq!(received, 2 * CHUNK_BYTES);
+    assert_eq!(node.puller.status().distrusted, []);
     assert_eq!(mesh.gets("/blobs/"), 1);
 }
 

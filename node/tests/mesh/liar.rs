@@ -32,6 +32,8 @@ pub(crate) struct Liar {
     pub(crate) hesitates: bool,
     /// How many chunks it has, from the first on, if not all; of the others it says *not yet*.
     pub(crate) here: Option<u32>,
+    /// How many values it tells before it ends its news, if it takes the blob from others; it may send more.
+    pub(crate) part: Option<u32>,
     /// What it answers about every content.
     pub(crate) holding: Holding,
     /// Whom it lets wait for an answer what it holds, until this is true.
@@ -76,6 +78,7 @@ impl Liar {
             mute: false,
             hesitates: false,
             here: None,
+            part: None,
             holding: Holding::No,
             keeps_waiting: None,
             told: Vec::new(),
@@ -121,7 +124,8 @@ impl Handler for Liar {
         };
         let mut news = vec![Ok(opened)];
         let mut values = self.chain();
-        values.truncate(self.here.map_or(values.len(), |here| here as usize));
+        let told = self.here.or(self.part);
+        values.truncate(told.map_or(values.len(), |told| told as usize));
         if let Some(far) = &self.far {
             let rest = values.split_off(1);
             news.push(Ok(BlobNews::Chain { first: 0, values }));
@@ -137,6 +141,9 @@ impl Handler for Liar {
         }
         if !values.is_empty() {
             news.push(Ok(BlobNews::Chain { first: 0, values }));
+        }
+        if self.part.is_some() {
+            return stream::iter(news).boxed();
         }
         stream::iter(news).chain(stream::pending()).boxed()
     }

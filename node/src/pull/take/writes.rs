@@ -80,6 +80,11 @@ impl<'a> Writes<'a> {
         self.waiting.push(chunk);
     }
 
+    /// Drops the chunks that wait, from this one on.
+    pub(super) fn drop_from(&mut self, index: u32) {
+        self.waiting.retain(|chunk| chunk.index < index);
+    }
+
     /// Drops the chunks that wait.
     pub(super) fn clear_waiting(&mut self) {
         self.waiting.clear();

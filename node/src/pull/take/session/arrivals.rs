@@ -29,6 +29,8 @@ impl Session<'_> {
         let now = self.began.elapsed();
         self.take.neighbours.metrics.count_retry(&event);
         match event {
+            // Sent before the hop had said that it tells no more values.
+            Ok(ChunkEvent::Chunk { index, .. }) if index >= self.end => self.taking.handle_done(),
             Ok(ChunkEvent::Chunk { index, bytes }) => {
                 self.heard = Instant::now();
                 self.got_on = self.heard;

@@ -58,6 +58,8 @@ impl Session<'_> {
                 // It has a part: without further values nothing more can be checked.
                 if self.chained() < self.chain_length() {
                     self.end = u32::try_from(self.chained()).unwrap_or(u32::MAX);
+                    // It may have got more since, whose values nobody tells.
+                    self.writes.drop_from(self.end);
                     // It would have to ask others for what lies behind, perhaps this node.
                     self.lanes.bar();
                     self.end_read_at_stretch();
