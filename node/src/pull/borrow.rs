@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::error::PullError;
 use super::fill::Halt;
+use super::metrics::FoundOut;
 use super::neighbours::{HOPS_PATIENCE, Hop, MAX_HOPS, Neighbours};
 use super::rank::Rank;
 use super::sink::Sink;
@@ -71,7 +72,7 @@ impl Borrow<'_> {
                 Ended::Raised => {}
                 Ended::PassedOver => {
                     passed_over.push(hop);
-                    if !self.neighbours.is_trusted(&hop.peer) {
+                    if self.neighbours.found_out(&hop.peer) == Some(FoundOut::wrong) {
                         self.transfer.change(|state| state.is_doubted = true);
                     }
                 }

@@ -53,8 +53,8 @@ const MAX_DISTRUSTED: u64 = 256;
 pub(super) struct Neighbours {
     members: Arc<dyn Members>,
     pub(super) peers: Peers,
-    /// Who is not asked for content, until when.
-    distrusted: Cache<NodeId, Instant>,
+    /// Who is not asked for content, until when, and why.
+    distrusted: Cache<NodeId, (Instant, FoundOut)>,
     /// What the others have told of their holdings.
     pub(super) directory: Directory,
     /// For the chunks that come from them.
@@ -219,7 +219,8 @@ impl Neighbours {
     pub(super) fn distrust(&self, peer: NodeId) {
         tracing::warn!(peer.id = %peer.short(), "it stated wrong content; not asked for a while");
         self.metrics.count_left_alone(FoundOut::wrong);
-        self.distrusted.insert(peer, Instant::now() + DISTRUST);
+        let until = Instant::now() + DISTRUST;
+        self.distrusted.insert(peer, (until, FoundOut::wrong));
     }
 
     /// Does not ask a node for content for a shorter while: it keeps this one waiting although it
@@ -228,7 +229,8 @@ impl Neighbours {
         tracing::warn!(peer.id = %peer.short(), "it stalls; not asked for a while");
         self.metrics.count_left_alone(FoundOut::stalled);
         if self.is_trusted(&peer) {
-            self.distrusted.insert(peer, Instant::now() + STALL_PAUSE);
+            let until = Instant::now() + STALL_PAUSE;
+            self.distrusted.insert(peer, (until, FoundOut::stalled));
         }
     }
 
@@ -246,8 +248,13 @@ impl Neighbours {
 
     /// Whether a node has not been found out of late.
     pub(super) fn is_trusted(&self, peer: &NodeId) -> bool {
-        let until = self.distrusted.get(peer);
-        until.is_none_or(|until| until <= Instant::now())
+        self.found_out(peer).is_none()
+    }
+
+    /// Returns what a node has been found out by of late.
+    pub(super) fn found_out(&self, peer: &NodeId) -> Option<FoundOut> {
+        let (until, reason) = self.distrusted.get(peer)?;
+        (until > Instant::now()).then_some(reason)
     }
 }
 

@@ -40,8 +40,8 @@ pub(in crate::pull) struct State {
     pub(in crate::pull) supply: Supply,
     /// Whether an upstream was asked.
     pub(in crate::pull) has_asked: bool,
-    /// Whom it was taken from was found out: others may have the same of the same node, which is not
-    /// collected, nor given as a part.
+    /// Whom it was taken from was found to be wrong: others may have the same of the same node, which is
+    /// not collected, nor given as a part.
     pub(in crate::pull) is_doubted: bool,
     /// Another node that asked for it had some already: others may have more than is here.
     pub(in crate::pull) begun_elsewhere: bool,
