@@ -2,7 +2,7 @@
 //!
 //! `main` matches on [`Command`]: `check` and `status` are done here, `serve` loads its
 //! configuration here and is run by `node`. Exit status: 0 done, 1 failed, 2 a mistake in the
-//! arguments or the configuration, of which nothing was started.
+//! arguments, the configuration or a file that it names, for which nothing was started.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -19,8 +19,9 @@ use crate::config::{Config, ListenAddr, Loaded};
 
 pub use user::{FileArgs, NameArgs, UserCommand, user};
 
-/// Status for a mistake in the arguments or the configuration; clap uses the same.
-const MISTAKE: u8 = 2;
+/// Status for a mistake in the arguments, the configuration or a file that it names: another attempt
+/// would end the same way. clap uses it as well.
+pub const MISTAKE: u8 = 2;
 
 /// How long a node may take to tell its status.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);

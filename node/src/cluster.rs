@@ -43,18 +43,17 @@ pub use config::{
 };
 pub use error::StartError;
 pub use identity::{Identity, IdentityError};
+pub use reload::Files;
 pub use secrets::{SecretError, SecretText, fresh_secret};
 pub use status::{JoinStatus, MemberStatus, State, Status};
 pub use view::{Member, Standing, View};
 
 use admission::Admission;
-use denied::DeniedSource;
 use driver::{Command, Driver, Inputs, Me, Progress};
 use memory::Memory;
 use metrics::Metrics;
 use publish::{Publisher, Shared};
 use reach::OwnAddresses;
-use reload::Files;
 
 use crate::task::Tasks;
 
@@ -98,24 +97,13 @@ impl Cluster {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
-    pub fn start(config: &Config, identity: &Identity, tasks: &Tasks) -> Result<Self, StartError> {
-        config
-            .check()
-            .map_err(|(key, error)| StartError::Config { key, error })?;
-        let secret_source = config.secret_source()?;
-        let secrets = secret_source.read()?;
-        let denied_source = DeniedSource::new(config);
-        let denied = denied_source
-            .read()
-            .map_err(|source| StartError::DenyFile {
-                path: denied_source.path().to_owned(),
-                source,
-            })?;
-        let files = Files {
-            secrets: secret_source,
-            denied: denied_source,
-            known: (secrets.clone(), denied.clone()),
-        };
+    pub fn start(
+        config: &Config,
+        files: Files,
+        identity: &Identity,
+        tasks: &Tasks,
+    ) -> Result<Self, StartError> {
+        let (secrets, denied) = files.known.clone();
         let memory = Memory::new(identity.folder());
         let me = Me {
             id: identity.id(),

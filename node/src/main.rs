@@ -1,15 +1,15 @@
 //! The program: arguments, configuration, node, signal, drain.
 //!
-//! Exit status: 0 after a drain, 1 when the node cannot run, 2 for a mistake in the arguments or
-//! the configuration, 143 or 130 when a second signal ends it at once.
+//! Exit status: 0 after a drain, 1 when the node cannot run, 2 for a mistake in the arguments, the
+//! configuration or a file that it names, 143 or 130 when a second signal ends it at once.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use millrace::cli::{self, Cli, Command, ServeArgs};
+use millrace::cli::{self, Cli, Command, MISTAKE, ServeArgs};
 use millrace::config::Loaded;
-use millrace::node::Node;
+use millrace::node::{Node, StartError};
 use millrace::telemetry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -51,12 +51,19 @@ fn serve(arguments: &ServeArgs) -> ExitCode {
         runtime.shutdown_timeout(BUSY_THREADS_PATIENCE);
         result
     });
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("millrace: {error:#}");
-            ExitCode::FAILURE
-        }
+    result.unwrap_or_else(|error| failed(&error))
+}
+
+/// Says in one line why there is no node, and returns the status for it.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let start = error.downcast_ref::<StartError>();
+    match start.and_then(StartError::advice) {
+        Some(advice) => eprintln!("millrace: {error:#}; {advice}"),
+        None => eprintln!("millrace: {error:#}"),
+    }
+    match start.is_some_and(StartError::is_mistake) {
+        true => ExitCode::from(MISTAKE),
+        false => ExitCode::FAILURE,
     }
 }
 

@@ -1,10 +1,13 @@
 //! The composition root: builds the rooms, opens the listeners, and takes all down again.
 //!
-//! Start is linear and so is drain, from the door inward. Addresses are bound before anything
-//! else, so that a taken port is told at once; clients are answered once the store is open. An
-//! upstream that cannot be reached does not keep a node from starting.
+//! Start is linear and so is drain, from the door inward. First the files are read that the
+//! configuration names: where one cannot be used, nothing was begun. Then addresses are bound, so that
+//! a taken port is told at once; clients are answered once the store is open. An upstream that cannot
+//! be reached does not keep a node from starting.
 
 mod doors;
+mod error;
+mod neighbourhood;
 
 use std::io;
 use std::sync::Arc;
@@ -14,19 +17,17 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Listener, NodeStatus, Readiness, StatusSource};
-use crate::cluster::{self, IdentityError};
 use crate::config::{CacheConfig, Config, ListenAddr};
-use crate::peer::{BindError, Handler};
+use crate::peer::Handler;
 use crate::pull::{self, Puller, Supplier};
-use crate::registry::auth::users::UsersError;
 use crate::registry::{self, Htpasswd, Registry};
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, Store};
 use crate::task::Tasks;
 use crate::telemetry::Metrics;
-use crate::tls::{Tls, TlsError};
-use crate::upstream::{SetupError, Upstreams};
+use crate::tls::Tls;
+use crate::upstream::Upstreams;
 
-mod neighbourhood;
+pub use error::StartError;
 
 use doors::Doors;
 use neighbourhood::Neighbourhood;
@@ -46,48 +47,6 @@ pub struct Node {
     neighbourhood: Option<Neighbourhood>,
     door: registry::Running,
     admin_stop: CancellationToken,
-}
-
-/// Why a node cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address}, which is {key} in the configuration")]
-    Listen {
-        /// The address as configured.
-        address: String,
-        /// The key that sets it.
-        key: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The local listener would be reached from outside.
-    #[error("{address}, which is http.local.addr in the configuration, is no loopback address")]
-    NotLoopback {
-        /// The address as configured.
-        address: String,
-    },
-    /// The certificate files cannot be used.
-    #[error("cannot offer TLS on http.addr")]
-    Tls(#[from] TlsError),
-    /// The file of users cannot be used.
-    #[error("cannot ask for passwords as auth.htpasswd says")]
-    Users(#[from] UsersError),
-    /// The data folder cannot be used.
-    #[error("cannot open the store")]
-    Store(#[from] StoreError),
-    /// The node has no identity.
-    #[error("no identity")]
-    Identity(#[from] IdentityError),
-    /// The node cannot take part in the cluster.
-    #[error("cannot take part in a cluster")]
-    Cluster(#[from] cluster::StartError),
-    /// Content cannot be exchanged with other nodes.
-    #[error("cannot exchange content with other nodes")]
-    Peers(#[from] BindError),
-    /// The upstreams cannot be set up.
-    #[error("cannot set up the upstreams")]
-    Upstreams(#[from] SetupError),
 }
 
 impl Node {
@@ -112,16 +71,18 @@ impl Node {
         config: Config,
         disguise: impl FnOnce(Arc<dyn Handler>) -> Arc<dyn Handler>,
     ) -> Result<Self, StartError> {
+        let tasks = Tasks::default();
+        let upstreams = Upstreams::new(&config.upstreams, &tasks)?;
+        let files = Neighbourhood::files(&config)?;
         let doors = Doors::open(&config).await?;
         let debug = bind(&config.http.debug.addr, "http.debug.addr").await?;
         let mut listeners = doors.describe();
         listeners.push(listener("debug", &debug, "everyone who reaches it"));
 
-        let tasks = Tasks::default();
         doors.watch(&tasks);
-        let upstreams = Upstreams::new(&config.upstreams, &tasks)?;
         let store = Store::open(&store_config(&config), &tasks).await?;
-        let neighbourhood = Neighbourhood::join(&config, &tasks)?;
+        let join = |files| Neighbourhood::join(&config, files, &tasks);
+        let neighbourhood = files.map(join).transpose()?;
         let ways = neighbourhood.as_ref().map(Neighbourhood::ways);
         let puller = Puller::new(pull_config(&config), store.clone(), ways, &tasks);
         let registry = Registry::new(registry_config(&config), puller.clone(), upstreams.clone());

@@ -1,4 +1,6 @@
-//! Reads again, while the node runs, what may be changed in files: secrets and denied nodes.
+//! What a cluster is entered with: secrets, and who is kept out. Read before anything is started, and
+//! again while the node runs, because files change. What a secret or an id is, `secrets` and `denied`
+//! say.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -6,7 +8,9 @@ use std::path::Path;
 use millrace_protocol::node_id::NodeId;
 use tokio::sync::mpsc;
 
+use super::config::Config;
 use super::denied::DeniedSource;
+use super::error::StartError;
 use super::secrets::{SecretSource, Secrets};
 
 use crate::watch::POLL_INTERVAL;
@@ -18,15 +22,38 @@ pub(super) enum Reloaded {
     Denied(Vec<NodeId>),
 }
 
-/// What is read again, and what it last was.
+/// Secrets and denied nodes as they last were, and where they come from.
 #[derive(Debug)]
-pub(super) struct Files {
-    pub(super) secrets: SecretSource,
-    pub(super) denied: DeniedSource,
+pub struct Files {
+    secrets: SecretSource,
+    denied: DeniedSource,
     pub(super) known: (Secrets, Vec<NodeId>),
 }
 
 impl Files {
+    /// Reads what the configuration names.
+    ///
+    /// # Errors
+    /// [`StartError::Config`], [`StartError::Secret`], [`StartError::DenyFile`]: each is to be mended by
+    /// whoever wrote the configuration.
+    pub fn read(config: &Config) -> Result<Self, StartError> {
+        config
+            .check()
+            .map_err(|(key, error)| StartError::Config { key, error })?;
+        let secrets = config.secret_source()?;
+        let denied = DeniedSource::new(config);
+        let known_denied = denied.read().map_err(|source| StartError::DenyFile {
+            path: denied.path().to_owned(),
+            source,
+        })?;
+        let known = (secrets.read()?, known_denied);
+        Ok(Self {
+            secrets,
+            denied,
+            known,
+        })
+    }
+
     /// Reads the files over and over, until nobody listens any more. A file that cannot be used
     /// changes nothing; that is said once.
     pub(super) async fn keep_reading(mut self, changes: mpsc::Sender<Reloaded>) {

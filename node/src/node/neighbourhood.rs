@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::info_span;
 
 use super::StartError;
-use crate::cluster::{Budgets, Cluster, Identity, View};
+use crate::cluster::{Budgets, Cluster, Files, Identity, View};
 use crate::config::Config;
 use crate::peer::{self, Handler, Members, Peers};
 use crate::pull::Puller;
@@ -57,24 +57,31 @@ impl Budgets for Upstreams {
 }
 
 impl Neighbourhood {
-    /// Takes part, if there is to be a cluster. The store is open by then: its lock keeps other
-    /// processes away from the identity as well.
+    /// Reads what the cluster is entered with, if there is to be one.
+    ///
+    /// # Errors
+    /// A file cannot be used.
+    pub(super) fn files(config: &Config) -> Result<Option<Files>, StartError> {
+        let is_enabled = config.cluster.is_enabled();
+        let read = is_enabled.then(|| Files::read(&config.cluster));
+        Ok(read.transpose()?)
+    }
+
+    /// Takes part. The store is open by then: its lock keeps other processes away from the identity
+    /// as well.
     ///
     /// # Errors
     /// [`StartError`].
-    pub(super) fn join(config: &Config, tasks: &Tasks) -> Result<Option<Self>, StartError> {
-        if !config.cluster.is_enabled() {
-            return Ok(None);
-        }
+    pub(super) fn join(config: &Config, files: Files, tasks: &Tasks) -> Result<Self, StartError> {
         let identity = Identity::open(&config.storage.rootdirectory)?;
-        let cluster = Cluster::start(&config.cluster, &identity, tasks)?;
+        let cluster = Cluster::start(&config.cluster, files, &identity, tasks)?;
         let peer_config = peer::Config {
             listen: cluster.listen_address(),
             ..peer::Config::default()
         };
         let members = Arc::new(cluster.clone());
         let peers = Peers::bind(&peer_config, &identity, members, tasks)?;
-        Ok(Some(Self { cluster, peers }))
+        Ok(Self { cluster, peers })
     }
 
     /// Returns what the pull room asks others through.

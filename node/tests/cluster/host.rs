@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millrace::cluster::{Cluster, Config, Identity, Standing, StartError, View, fresh_secret};
+use millrace::cluster::{
+    Cluster, Config, Files, Identity, Standing, StartError, View, fresh_secret,
+};
 use millrace::task::Tasks;
 use millrace_protocol::node_id::NodeId;
 use tokio::io::AsyncWriteExt as _;
@@ -71,7 +73,8 @@ impl Host {
     pub(crate) fn start(data: &Path, config: &Config) -> Result<Self, StartError> {
         let identity = Identity::open(data).expect("an identity");
         let tasks = Tasks::default();
-        let cluster = Cluster::start(config, &identity, &tasks)?;
+        let files = Files::read(config)?;
+        let cluster = Cluster::start(config, files, &identity, &tasks)?;
         let id = identity.id();
         Ok(Self { id, cluster, tasks })
     }
