@@ -1,12 +1,19 @@
 //! What is delivered beside the program says the same as the program.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytesize::ByteSize;
 use millrace::config::Config;
-use millrace::upstream::UpstreamConfig;
+use millrace::pull::PullError;
+use millrace::upstream::{FetchError, Limit, Outage, Shortage, UpstreamConfig};
+use millrace_protocol::oci::{Algorithm, Digest};
 
 use super::{config, load};
 
 const EXAMPLE: &str = include_str!("../../../deploy/millrace.example.yml");
+const README: &str = include_str!("../../../README.md");
+const UNIT: &str = include_str!("../../../deploy/millrace.service");
 
 #[test]
 fn the_example_says_the_defaults() {
@@ -110,24 +117,83 @@ fn the_example_shows_every_key_of_its_sections() {
 
 #[test]
 fn the_unit_waits_longer_than_the_drain() {
-    let unit = include_str!("../../../deploy/millrace.service");
-    let stop = unit
-        .lines()
-        .find_map(|line| line.strip_prefix("TimeoutStopSec="));
+    let mut lines = UNIT.lines();
+    let stop = lines.find_map(|line| line.strip_prefix("TimeoutStopSec="));
     let stop = stop.and_then(|text| humantime::parse_duration(text).ok());
     assert!(stop > Some(Config::default().http.draintimeout), "{stop:?}");
-    for line in ["DynamicUser=yes", "StateDirectory=millrace", "Type=simple"] {
-        assert!(unit.lines().any(|found| found == line), "{line}");
+    for line in ["User=millrace", "StateDirectory=millrace", "Type=simple"] {
+        assert!(UNIT.lines().any(|found| found == line), "{line}");
     }
 }
 
 #[test]
 fn the_unit_is_not_started_again_and_again_for_a_mistake_in_the_configuration() {
-    let unit = include_str!("../../../deploy/millrace.service");
     assert!(
-        unit.lines()
-            .any(|line| line == "RestartPreventExitStatus=2")
+        UNIT.lines()
+            .any(|line| line == "RestartPreventExitStatus=2 217")
     );
     // The status of a command before the main process does not count there.
-    assert!(!unit.lines().any(|line| line.starts_with("ExecStartPre=")));
+    assert!(!UNIT.lines().any(|line| line.starts_with("ExecStartPre=")));
+}
+
+/// What clients are told with a 503, one of each kind that the README explains.
+fn troubles() -> [PullError; 6] {
+    let upstream: Arc<str> = "docker.io".into();
+    let unavailable = FetchError::Unavailable {
+        upstream: Arc::clone(&upstream),
+        reason: Outage::BreakerOpen,
+    };
+    let limited = FetchError::RateLimited {
+        upstream: Arc::clone(&upstream),
+        limit: Limit::Pulls,
+        retry_at: None,
+    };
+    let busy = FetchError::Busy {
+        upstream: Arc::clone(&upstream),
+        limit: 64,
+    };
+    let shortage = FetchError::Shortage {
+        upstream,
+        shortage: Shortage::OpenFiles,
+    };
+    let crowded = PullError::Crowded {
+        upstream: "docker.io".to_owned(),
+        limit: 512,
+        waited: Duration::from_secs(20),
+    };
+    let incomplete = PullError::Incomplete {
+        digest: Digest::of(Algorithm::Sha256, b""),
+        missing: 3,
+    };
+    [
+        unavailable.into(),
+        limited.into(),
+        crowded,
+        busy.into(),
+        shortage.into(),
+        incomplete,
+    ]
+}
+
+#[test]
+fn the_readme_quotes_what_clients_are_told() {
+    let heading = "| it says | what helps |\n|---|---|\n";
+    let (_, rows) = README.split_once(heading).expect("the table");
+    let rows: Vec<&str> = rows
+        .lines()
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    let troubles = troubles();
+    assert_eq!(rows.len(), troubles.len());
+    for (row, trouble) in rows.iter().zip(&troubles) {
+        let quoted = row.split('`').nth(1).expect("a quotation");
+        let said = trouble.to_string();
+        let mut rest = said.as_str();
+        for part in quoted.split('…').map(str::trim) {
+            let (_, behind) = rest
+                .split_once(part)
+                .unwrap_or_else(|| panic!("{quoted}: {said}"));
+            rest = behind;
+        }
+    }
 }
