@@ -99,8 +99,9 @@ pub struct OpenBlob {
     pub origins: Vec<OriginName>,
     /// The asker's zone: it is sent to sources of that zone.
     pub zone: String,
-    /// How many chunks, from the first on, the asker has and has checked. Not 0 when it was left by
-    /// whom it took them from: then others may have more of them than the other node has.
+    /// How many chunks, from the first on, the asker has, has checked and does not doubt. Not 0 when
+    /// it was left by whom it took them from: then others may have more of them than the other node
+    /// has.
     pub have: u32,
 }
 
@@ -165,7 +166,7 @@ pub struct AskHolds {
 /// What a node that asks who has some content does by the answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
-    /// It takes it from whoever has it, or goes without.
+    /// It takes it from whoever has it, or goes without; of no digests, it asks for a sign of life.
     Know,
     /// It asks an upstream if nobody has it: who is asked has to ask back before it does the same.
     Fetch,
@@ -206,7 +207,7 @@ pub enum Answer {
     NotYet,
     /// All upload slots are taken; these nodes may have the chunk.
     Busy {
-        /// At most [`MAX_SOURCES`].
+        /// At most [`MAX_SOURCES`]; empty where the node knows of none.
         #[serde(deserialize_with = "gradual::read")]
         ask: Vec<NodeId>,
     },
