@@ -3,7 +3,7 @@
 //! Redirects and token services that are not configured are contacted only at public addresses.
 //! The check is part of name resolution, so that what was checked is what is connected to; hosts
 //! that are addresses themselves never reach a resolver and are checked by the caller.
-//! Source: the IANA special-purpose address registries; DESIGN invariant 8.
+//! Source: the IANA special-purpose address registries; ARCHITECTURE, invariant 8.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -2,7 +2,7 @@
 //!
 //! Rules over URLs only; names are resolved and addresses checked in `address`. An upstream can
 //! name any realm and redirect anywhere: neither gets it the credentials of this node or a look
-//! into its network. Source: CLIENT-CONTRACT U3, U4; DESIGN invariants 8 and 9.
+//! into its network. Source: CLIENT-CONTRACT U3, U4; ARCHITECTURE, invariants 8 and 9.
 
 use url::{Host, Url};
 
