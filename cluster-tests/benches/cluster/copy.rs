@@ -9,7 +9,7 @@ use millrace_cluster_tests::fleet::Fleet;
 use millrace_cluster_tests::load::discard::{Plan, discard};
 use millrace_cluster_tests::load::runs::{Runs, Turn};
 use millrace_cluster_tests::load::table::{Figure, Target, Unit};
-use millrace_cluster_tests::load::{meter, seed};
+use millrace_cluster_tests::load::{machine, meter, seed};
 use millrace_cluster_tests::upstream::Upstream;
 
 use crate::options::{MIB, Options, SEED};
@@ -55,13 +55,12 @@ async fn nodes(upstream: &Upstream, blob: &seed::Blob) -> Result<Copy> {
     let taker = 1 - home;
     discard(&Plan::once(fleet.node(home).address(), &blob.path))?;
     fleet.committed(home).await;
-    // What the first node wrote must not be written back during what follows.
-    rustix::fs::sync();
     let cpu_time = || -> Result<f64> {
         let times = [0, 1].map(|node| meter::cpu_time(fleet.node(node).process_id()));
         let [first, second] = times;
         Ok((first? + second?).as_secs_f64())
     };
+    machine::settle(blob.size);
     let before = cpu_time()?;
     let taken = discard(&Plan::once(fleet.node(taker).address(), &blob.path))?;
     let spent = cpu_time()? - before;

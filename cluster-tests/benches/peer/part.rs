@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Subcommand, ValueEnum};
-use millrace_cluster_tests::load::meter;
+use millrace_cluster_tests::load::{machine, meter};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
@@ -132,6 +132,8 @@ impl fmt::Display for Measured {
 
 /// Lets a program move the source once, and checks what arrived.
 pub(crate) async fn measure(program: Program, place: &Place, source: &Path) -> Result<Measured> {
+    let expected = std::fs::metadata(source)?.len();
+    machine::settle(expected);
     let folder = source.parent().context("a folder")?;
     let target = folder.join("target");
     let program_name = program.to_possible_value().context("a name")?;
@@ -154,7 +156,6 @@ pub(crate) async fn measure(program: Program, place: &Place, source: &Path) -> R
     };
     receiver.end().await?;
     sender.end().await?;
-    let expected = std::fs::metadata(source)?.len();
     ensure!(measured.received.bytes == expected, "not all has arrived");
     Ok(measured)
 }

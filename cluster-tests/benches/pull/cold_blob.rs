@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use millrace_cluster_tests::load::discard::{Plan, discard};
-use millrace_cluster_tests::load::meter;
 use millrace_cluster_tests::load::relay::Relay;
 use millrace_cluster_tests::load::seed::{self, Blob};
+use millrace_cluster_tests::load::{machine, meter};
 use millrace_cluster_tests::upstream::Upstream;
 use millrace_protocol::oci::Digest;
 
@@ -60,13 +60,17 @@ async fn measure(options: &Options, upstream: &Upstream, door: SocketAddr) -> Re
         let seed = SEED + turn.number;
         let blob = seed::blob(upstream, REPOSITORY, options.blob_bytes(), seed)?;
         let ours = async || {
+            machine::settle(blob.size);
             let before = meter::cpu_time(subject.process_id())?;
             let seen = pull(subject.address(), &blob.path)?;
             let spent = meter::cpu_time(subject.process_id())?.saturating_sub(before);
             let gibibytes = blob.size as f64 / (1024 * MIB) as f64;
             Ok((seen, spent.as_secs_f64() / gibibytes))
         };
-        let direct = async || pull(door, &blob.path);
+        let direct = async || {
+            machine::settle(blob.size);
+            pull(door, &blob.path)
+        };
         let ((ours, cpu_seconds_per_gib), direct) = turn.pair(ours, direct).await?;
         Ok(Pair {
             ours,
@@ -79,8 +83,6 @@ async fn measure(options: &Options, upstream: &Upstream, door: SocketAddr) -> Re
 }
 
 fn pull(address: SocketAddr, path: &str) -> Result<Seen> {
-    // What the node wrote in the run before must not be written back during this one.
-    rustix::fs::sync();
     let discarded = discard(&Plan::once(address, path))?;
     Ok(Seen {
         first_byte: discarded.first_byte(),

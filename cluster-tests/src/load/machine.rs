@@ -1,4 +1,5 @@
-//! What a benchmark ran on, in a few lines, because figures without it mean nothing.
+//! The machine under a benchmark: what it is, because figures without it mean nothing, and bringing
+//! it into the same state before each measurement.
 
 use std::process::Command;
 
@@ -14,6 +15,18 @@ pub fn describe() -> String {
         "{cpus} x {model}, {memory}, Linux {}\n{nginx}; {registry}\n",
         kernel.trim(),
     )
+}
+
+/// Brings the machine into the same state before each measurement of work that writes `bytes` of
+/// files: nothing waits to be written back, and memory for the page cache is at hand.
+///
+/// A virtual machine gives memory that has been free for a while back to its host. To get it again
+/// costs more than all that is done with it, and whoever runs second finds what the first one got.
+pub fn settle(bytes: u64) {
+    rustix::fs::sync();
+    // For the files, and as much again for buffers and sockets.
+    let bytes = usize::try_from(2 * bytes).expect("less than the address space");
+    drop(std::hint::black_box(vec![1_u8; bytes]));
 }
 
 fn field(path: &str, name: &str) -> Option<String> {
