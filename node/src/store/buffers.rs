@@ -18,10 +18,11 @@ pub const LARGE_BYTES: usize = 256 * 1024;
 /// Size of a small buffer in bytes.
 pub const SMALL_BYTES: usize = 32 * 1024;
 
-/// Most large buffers in use at once: 32 MiB.
+/// Most large buffers in use at once: 32 MiB, which is what may be under way to one peer.
 const MAX_LARGE: usize = 128;
 
-/// Most large buffers that are kept for reuse while nobody uses them: 8 MiB.
+/// Most large buffers that are kept for reuse while none is in use: 8 MiB. While some are, all are
+/// kept: to give memory back and to get it anew costs more than to fill it.
 const MAX_IDLE: usize = 32;
 
 /// A shared pool of buffers; clones share it.
@@ -118,8 +119,11 @@ impl Drop for Buffer {
         let memory = std::mem::take(&mut self.memory);
         let mut pool = pool.lock();
         pool.lent -= 1;
-        if pool.idle.len() < MAX_IDLE {
-            pool.idle.push(memory);
+        pool.idle.push(memory);
+        if pool.lent == 0 && pool.idle.len() > MAX_IDLE {
+            let surplus = pool.idle.split_off(MAX_IDLE);
+            drop(pool);
+            drop(surplus);
         }
     }
 }
@@ -150,8 +154,17 @@ mod tests {
         let mut next = buffers.take(LARGE_BYTES);
         assert_eq!(next.space().len(), SMALL_BYTES);
         drop(held);
-        assert!(buffers.pool.lock().idle.len() <= MAX_IDLE);
         assert_eq!(buffers.take(LARGE_BYTES).space().len(), LARGE_BYTES);
+    }
+
+    #[test]
+    fn all_large_buffers_are_kept_while_one_is_out_and_few_when_none_is() {
+        let buffers = Buffers::default();
+        let mut held: Vec<Buffer> = (0..MAX_LARGE).map(|_| buffers.take(LARGE_BYTES)).collect();
+        held.truncate(1);
+        assert_eq!(buffers.pool.lock().idle.len(), MAX_LARGE - 1);
+        drop(held);
+        assert_eq!(buffers.pool.lock().idle.len(), MAX_IDLE);
     }
 
     #[test]
