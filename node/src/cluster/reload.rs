@@ -112,3 +112,57 @@ fn keep<T, E: Display>(read: Result<T, E>, complained: &mut bool, path: &Path) -
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::cluster::fresh_secret;
+
+    fn write(path: &Path, content: &str, mode: u32) {
+        // Nodes find the old or the new file, and the new one with its rights.
+        let next = path.with_extension("next");
+        fs::write(&next, content).expect("written");
+        fs::set_permissions(&next, Permissions::from_mode(mode)).expect("changed");
+        fs::rename(&next, path).expect("replaced");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_cannot_be_used_any_more_changes_nothing() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("secret");
+        let (old, new) = (fresh_secret(), fresh_secret());
+        let (old, new) = (old.expect("random"), new.expect("random"));
+        write(&path, &old, 0o640);
+        let config = Config {
+            secret_file: Some(path.clone()),
+            ..Config::default()
+        };
+        let files = Files::read(&config).expect("usable");
+        let known = files.known.0.clone();
+        let (changes, mut changed) = mpsc::channel(1);
+        let telling = async {
+            let polls = 3 * POLL_INTERVAL;
+            for (content, mode) in [("", 0o640), ("hunter2", 0o640), (new.as_str(), 0o644)] {
+                write(&path, content, mode);
+                let change = timeout(polls, changed.recv()).await;
+                assert!(change.is_err(), "{content} {mode:o}: {change:?}");
+            }
+            fs::remove_file(&path).expect("removed");
+            let change = timeout(polls, changed.recv()).await;
+            assert!(change.is_err(), "no file: {change:?}");
+            write(&path, &new, 0o640);
+            let change = timeout(polls, changed.recv()).await;
+            let Ok(Some(Reloaded::Secrets(secrets))) = change else {
+                panic!("the new secret is not read: {change:?}");
+            };
+            assert!(!secrets.is_same(&known));
+            drop(changed);
+        };
+        tokio::join!(files.keep_reading(changes), telling);
+    }
+}
