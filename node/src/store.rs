@@ -32,12 +32,12 @@ mod status;
 mod suspended;
 mod tags;
 mod unreadable;
+mod uses;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use millrace_protocol::oci::Digest;
@@ -69,6 +69,7 @@ use metrics::Metrics;
 use space::Space;
 use status::Gauges;
 use suspended::Suspended;
+use uses::Uses;
 
 /// The store of one node; clones share it.
 #[derive(Clone, Debug)]
@@ -87,6 +88,7 @@ struct Inner {
     announcer: Announcer,
     /// How many readers each blob has; also the lock under which files appear to eviction.
     pins: Mutex<HashMap<Digest, usize>>,
+    uses: Uses,
     touched: Mutex<HashMap<Digest, u64>>,
     counted: Mutex<Counted>,
     suspended: Mutex<HashMap<Digest, Suspended>>,
@@ -288,10 +290,4 @@ fn log_failure<E: std::error::Error + 'static>(result: Result<(), E>, action: &s
     if let Err(error) = result {
         tracing::error!(error = &error as &dyn std::error::Error, "cannot {action}");
     }
-}
-
-/// Returns the time in seconds since 1970.
-fn unix_now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.unwrap_or_default().as_secs()
 }

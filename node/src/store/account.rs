@@ -73,8 +73,9 @@ impl Inner {
 
     /// Remembers that a blob was used; cheap, written to the index later.
     pub(super) fn touch(&self, digest: &Digest) {
-        let now = super::unix_now();
-        self.touched.lock().insert(*digest, now);
+        // The number is taken under the lock, so that of two uses the later one stays.
+        let mut touched = self.touched.lock();
+        touched.insert(*digest, self.uses.next());
     }
 
     /// Writes the accesses since the last call to the index; blocks.

@@ -15,7 +15,7 @@ use super::index::BlobRecord;
 use super::read::FileReader;
 use super::sidecar::Sidecar;
 use super::unreadable::Kept;
-use super::{Inner, layout, unix_now};
+use super::{Inner, layout};
 
 /// A blob that is open for reading; it is not evicted while this value lives.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl Inner {
         layout::sync_folder(layout::parent(&target))?;
         layout::remove(&self.layout.part_state(digest))?;
         self.index_repositories(sidecar)?;
-        let accessed = unix_now();
+        let accessed = self.uses.next();
         self.record(digest, BlobRecord { size, accessed })?;
         self.metrics.committed_blobs.inc();
         self.metrics.committed_bytes.inc_by(size);

@@ -29,7 +29,7 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub(super) struct BlobRecord {
     pub(super) size: u64,
-    /// Last access in seconds since 1970.
+    /// The last use, as `uses` numbers them.
     pub(super) accessed: u64,
 }
 
@@ -156,6 +156,13 @@ impl Index {
             .iter()
             .filter_map(Result::ok)
             .map(|(key, value)| (key.to_vec(), decode(&value)))
+    }
+
+    /// Returns the greatest number of a use; 0 when there is none.
+    pub(super) fn last_use(&self) -> Result<u64, StoreError> {
+        let last = self.write(self.by_access.last())?;
+        let number = last.and_then(|(key, _)| Some(u64::from_be_bytes(*key.first_chunk()?)));
+        Ok(number.unwrap_or(0))
     }
 
     /// Yields digests, least recently used first.
@@ -297,6 +304,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let (index, opened) = Index::open(&folder.path().join("index")).expect("opened");
         assert_eq!(opened, Opened::New);
+        assert_eq!(index.last_use().expect("read"), 0);
         let (a, b) = (digest("a"), digest("b"));
         index.put_blob(&a, record(1, 10)).expect("put");
         index.put_blob(&b, record(2, 20)).expect("put");
@@ -306,6 +314,7 @@ mod tests {
             Some(record(1, 10))
         );
         assert_eq!(index.least_recent().collect::<Vec<_>>(), [b, a]);
+        assert_eq!(index.last_use().expect("read"), 30);
         assert_eq!(index.remove_blob(&b).expect("removed"), Some(record(2, 20)));
         assert_eq!(index.least_recent().collect::<Vec<_>>(), [a]);
         assert_eq!(index.blob(&b).expect("read"), None);

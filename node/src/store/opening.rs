@@ -18,6 +18,7 @@ use super::index::{Index, Opened};
 use super::layout::Layout;
 use super::metrics::Metrics;
 use super::space::{Limits, Space};
+use super::uses::Uses;
 use super::{Inner, Store, blocking, log_failure};
 use crate::task::Tasks;
 
@@ -77,6 +78,7 @@ impl Inner {
             Opened::New => Counted::All,
         };
         let inner = Self {
+            uses: Uses::behind(index.last_use()?),
             layout,
             index,
             space: Space::new(limits),

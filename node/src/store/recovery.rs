@@ -22,13 +22,9 @@ impl Inner {
         let mut outcome = Ok(());
         self.layout.visit_blobs(|digest, metadata| {
             let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
-            let accessed = modified
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_secs();
             let record = BlobRecord {
                 size: metadata.len(),
-                accessed,
+                accessed: self.uses.earlier(modified),
             };
             outcome = self.adopt(&digest, record, &mut tags);
             outcome.is_ok() && !stop()
@@ -84,7 +80,7 @@ impl Inner {
 
     /// Drops parts that a crash left behind and accounts for those that were suspended.
     pub(super) fn adopt_parts(&self) -> Result<(), StoreError> {
-        for (digest, part) in super::suspended::find_suspended(&self.layout)? {
+        for (digest, part) in super::suspended::find_suspended(&self.layout, &self.uses)? {
             self.space.suspend(part.bytes);
             self.suspended.lock().insert(digest, part);
         }

@@ -3,7 +3,6 @@
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::SystemTime;
 
 use millrace_protocol::oci::Digest;
 use rangemap::RangeSet;
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Inner;
 use super::error::StoreError;
 use super::layout::{self, Layout};
+use super::uses::Uses;
 
 /// Version of the state file of a suspended part; another one means: begin again.
 const STATE_VERSION: u32 = 1;
@@ -32,7 +32,8 @@ struct State {
 pub(super) struct Suspended {
     /// What it takes of the disk.
     pub(super) bytes: u64,
-    pub(super) since: SystemTime,
+    /// When it was suspended, as `uses` numbers that.
+    pub(super) since: u64,
 }
 
 impl Inner {
@@ -51,7 +52,7 @@ impl Inner {
         layout::replace(&self.layout.part_state(digest), &state)?;
         let part = Suspended {
             bytes: taken(written, metadata),
-            since: SystemTime::now(),
+            since: self.uses.next(),
         };
         self.space.suspend(part.bytes);
         self.suspended.lock().insert(*digest, part);
@@ -95,13 +96,16 @@ fn saved_ranges(path: &Path) -> RangeSet<u64> {
 }
 
 /// Finds suspended parts and removes the rest of the folder; for the start of a store.
-pub(super) fn find_suspended(layout: &Layout) -> Result<Vec<(Digest, Suspended)>, StoreError> {
+pub(super) fn find_suspended(
+    layout: &Layout,
+    uses: &Uses,
+) -> Result<Vec<(Digest, Suspended)>, StoreError> {
     let mut found = Vec::new();
     for entry in layout::entries(&layout.parts())? {
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().into_owned();
         let digest: Option<Digest> = name.replacen('-', ":", 1).parse().ok();
-        match digest.and_then(|digest| Some((digest, suspended(&path, layout, &digest)?))) {
+        match digest.and_then(|digest| Some((digest, suspended(&path, (layout, uses), &digest)?))) {
             Some(part) => found.push(part),
             None if is_state_of_a_part(&path) => {}
             None => layout::remove(&path)?,
@@ -110,10 +114,10 @@ pub(super) fn find_suspended(layout: &Layout) -> Result<Vec<(Digest, Suspended)>
     Ok(found)
 }
 
-fn suspended(part: &Path, layout: &Layout, digest: &Digest) -> Option<Suspended> {
+fn suspended(part: &Path, (layout, uses): (&Layout, &Uses), digest: &Digest) -> Option<Suspended> {
     let saved = saved_ranges(&layout.part_state(digest));
     let metadata = part.metadata().ok()?;
-    let since = metadata.modified().ok()?;
+    let since = uses.earlier(metadata.modified().ok()?);
     let bytes = taken(&saved, &metadata);
     (!saved.is_empty()).then_some(Suspended { bytes, since })
 }
