@@ -25,6 +25,7 @@ mod feed;
 mod fill;
 mod flights;
 mod follow;
+mod known;
 mod listing;
 mod manifest;
 mod memory;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use millrace_protocol::oci::{RepositoryName, Tag};
 use wildmatch::WildMatch;
 
-use crate::store::TagRecord;
 use crate::upstream::{TagPolicy, TagRule};
 
 use super::config::Config;
@@ -135,11 +134,11 @@ impl Policies {
         rule.map_or(Policy::Ttl(Config::DEFAULT_TTL), |rule| rule.policy)
     }
 
-    /// Returns what a record is worth at `now`, in seconds since 1970.
+    /// Returns what a record of this age is worth.
     ///
-    /// A clock that was set back makes a record from the future count as just checked.
-    pub(super) fn freshness(&self, policy: Policy, record: &TagRecord, now: u64) -> Freshness {
-        let age = Duration::from_secs(now.saturating_sub(record.checked_at));
+    /// One whose age is not known, because the clock was set back, counts as just due.
+    pub(super) fn freshness(&self, policy: Policy, age: Option<Duration>) -> Freshness {
+        let age = age.unwrap_or(policy.max_age());
         match policy {
             Policy::Immutable => Freshness::Fresh,
             Policy::Ttl(ttl) if is_within(age, ttl) => Freshness::Fresh,
@@ -158,7 +157,6 @@ impl Policies {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use millrace_protocol::oci::{Algorithm, Digest};
 
     fn rule(pattern: &str, policy: TagPolicy, ttl: Option<u64>) -> TagRule {
         TagRule {
@@ -209,26 +207,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_to_be_young_is_checked() {
+        let stale = |if_slow, if_away| Freshness::Stale { if_slow, if_away };
+        let of = |policy| policies().freshness(policy, None);
+        let ttl = |seconds| Policy::Ttl(Duration::from_secs(seconds));
+        assert_eq!(of(ttl(60)), stale(true, true));
+        assert_eq!(of(ttl(10_000)), stale(false, false));
+        assert_eq!(of(Policy::Always), stale(false, false));
+        assert_eq!(of(Policy::Immutable), Freshness::Fresh);
+    }
+
+    #[test]
     fn records_age() {
-        let record = TagRecord {
-            digest: Digest::of(Algorithm::Sha256, b""),
-            resolved_at: 0,
-            checked_at: 1_000,
-        };
         let stale = |if_slow, if_away| Freshness::Stale { if_slow, if_away };
         let ttl = Policy::Ttl(Duration::from_secs(60));
-        let at = |policy, now| policies().freshness(policy, &record, now);
-        assert_eq!(at(ttl, 1_059), Freshness::Fresh);
-        assert_eq!(at(ttl, 500), Freshness::Fresh, "the clock was set back");
-        assert_eq!(at(ttl, 1_060), stale(true, true));
-        assert_eq!(at(ttl, 4_601), stale(false, true));
-        assert_eq!(at(ttl, 8_201), stale(false, false));
+        let of = |policy, age| policies().freshness(policy, Some(Duration::from_secs(age)));
+        assert_eq!(of(ttl, 59), Freshness::Fresh);
+        assert_eq!(of(ttl, 60), stale(true, true));
+        assert_eq!(of(ttl, 3_601), stale(false, true));
+        assert_eq!(of(ttl, 7_201), stale(false, false));
         let short = Policy::Ttl(Duration::from_millis(1_500));
-        assert_eq!(at(short, 1_000), Freshness::Fresh);
-        assert_eq!(at(short, 1_001), stale(true, true), "it may be two seconds");
+        assert_eq!(of(short, 0), Freshness::Fresh);
+        assert_eq!(of(short, 1), stale(true, true), "it may be two seconds");
         let shorter = Policy::Ttl(Duration::from_millis(900));
-        assert_eq!(at(shorter, 1_000), stale(true, true), "it may be a second");
-        assert_eq!(at(Policy::Immutable, u64::MAX), Freshness::Fresh);
-        assert_eq!(at(Policy::Always, 1_000), stale(false, false));
+        assert_eq!(of(shorter, 0), stale(true, true), "it may be a second");
+        assert_eq!(of(Policy::Immutable, u64::MAX), Freshness::Fresh);
+        assert_eq!(of(Policy::Always, 0), stale(false, false));
     }
 }

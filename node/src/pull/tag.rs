@@ -17,6 +17,7 @@ use super::HEADER_BUDGET;
 use super::config::Config;
 use super::error::PullError;
 use super::flights::Flights;
+use super::known::{Known, Now};
 use super::manifest::{ManifestAnswer, Manifests};
 use super::negative::{Negative, Wanted};
 use super::neighbours::Neighbours;
@@ -41,7 +42,7 @@ struct Shared {
     policies: Policies,
     config: Config,
     neighbours: Option<Neighbours>,
-    records: Cache<String, TagRecord>,
+    records: Cache<String, Known>,
     checks: Flights<String, ManifestAnswer>,
     /// Checks that ask nobody but the upstream: for other nodes, and where no home could help.
     upstream_checks: Flights<String, Stated>,
@@ -104,11 +105,12 @@ impl Tags {
         // Before looking: what the upstream says from now on is news, also when the record of it is
         // written just behind the look.
         let asked = Instant::now();
-        let Some(record) = self.record(origin, tag, &key).await? else {
+        let Some(known) = self.record(origin, tag, &key).await? else {
             return self.first(origin, tag, &key, asked).await;
         };
-        let policy = self.policy(origin, tag);
-        match policies.freshness(policy, &record, unix_now()) {
+        let (policy, age) = (self.policy(origin, tag), known.age(Now::read()));
+        let record = known.record;
+        match policies.freshness(policy, age) {
             Freshness::Fresh => self.fresh(origin, tag, &key, &record.digest).await,
             Freshness::Stale { if_slow, if_away } => {
                 let check = self.check(origin, tag, &key, asked);
@@ -165,12 +167,12 @@ impl Tags {
         self.shared.neighbours.as_ref()?.healed()
     }
 
-    /// Returns what this node last knew of a tag, and the time since then.
+    /// Returns what this node last knew of a tag, and the time since then, if that is known.
     pub(super) async fn recall(&self, origin: &Origin, tag: &Tag) -> Option<(Digest, Duration)> {
         let key = name(origin, tag).key();
-        let record = self.record(origin, tag, &key).await.ok()??;
-        let age = unix_now().saturating_sub(record.checked_at);
-        Some((record.digest, Duration::from_secs(age)))
+        let known = self.record(origin, tag, &key).await.ok()??;
+        let age = known.age(Now::read())?;
+        Some((known.record.digest, age))
     }
 
     /// Asks the upstream, together with everybody who asks it the same now; takes an answer that
@@ -249,32 +251,35 @@ impl Tags {
         };
         let ready = store.wait_for_index();
         super::blob::in_time(Instant::now() + HEADER_BUDGET, ready).await?;
-        let record = match self.record(origin, tag, key).await? {
-            Some(record) => record,
+        let known = match self.record(origin, tag, key).await? {
+            Some(known) => known,
             None => self
                 .recall_elsewhere(origin, tag)
                 .await
                 .ok_or_else(|| error.clone())?,
         };
-        let policy = self.policy(origin, tag);
-        let if_away = match policies.freshness(policy, &record, unix_now()) {
+        let (policy, age) = (self.policy(origin, tag), known.age(Now::read()));
+        let if_away = match policies.freshness(policy, age) {
             Freshness::Fresh => true,
             Freshness::Stale { if_away, .. } => if_away,
         };
-        self.or_stale(Err(error), origin, &record, if_away).await
+        self.or_stale(Err(error), origin, &known.record, if_away)
+            .await
     }
 
     /// Takes over what another node remembers of a tag.
-    async fn recall_elsewhere(&self, origin: &Origin, tag: &Tag) -> Option<TagRecord> {
+    async fn recall_elsewhere(&self, origin: &Origin, tag: &Tag) -> Option<Known> {
         let neighbours = self.shared.neighbours.as_ref()?;
         let recalled = resolve::recall(neighbours, origin, tag).await?;
-        let checked_at = unix_now().saturating_sub(recalled.age.as_secs());
-        // It is not remembered here: nobody has told this node, and it may be gone tomorrow.
-        Some(TagRecord {
+        let now = Now::read();
+        let checked_at = now.unix.saturating_sub(recalled.age.as_secs());
+        let record = TagRecord {
             digest: recalled.digest,
             resolved_at: checked_at,
             checked_at,
-        })
+        };
+        // It is not remembered here: nobody has told this node, and it may be gone tomorrow.
+        Some(Known::told(record, recalled.age, now))
     }
 
     /// Answers from a fresh record, and checks it all the same if the upstream has lost what it
@@ -334,15 +339,16 @@ impl Tags {
         origin: &Origin,
         tag: &Tag,
         key: &str,
-    ) -> Result<Option<TagRecord>, PullError> {
-        if let Some(record) = self.shared.records.get(key) {
-            return Ok(Some(record));
+    ) -> Result<Option<Known>, PullError> {
+        if let Some(known) = self.shared.records.get(key) {
+            return Ok(Some(known));
         }
         let Some(record) = self.shared.store.tag(&name(origin, tag)).await? else {
             return Ok(None);
         };
+        let kept = Known::kept(record, Now::read());
         // A check may have learnt more while the index was read.
-        let newest = self.shared.records.entry_by_ref(key).or_insert(record);
+        let newest = self.shared.records.entry_by_ref(key).or_insert(kept);
         Ok(Some(newest.into_value()))
     }
 
@@ -426,7 +432,8 @@ impl Tags {
         (digest, age): (Digest, Duration),
     ) {
         let name = name(origin, tag);
-        let checked_at = unix_now().saturating_sub(age.as_secs());
+        let now = Now::read();
+        let checked_at = now.unix.saturating_sub(age.as_secs());
         let known = self.shared.store.tag(&name).await.ok().flatten();
         let resolved_at = known
             .filter(|known| known.digest == digest)
@@ -436,7 +443,8 @@ impl Tags {
             resolved_at: resolved_at.unwrap_or(checked_at),
             checked_at,
         };
-        self.shared.records.insert(name.key(), record.clone());
+        let told = Known::told(record.clone(), age, now);
+        self.shared.records.insert(name.key(), told);
         if let Err(error) = self.shared.store.put_tag(name, credential, record).await {
             tracing::warn!(%error, "a tag could not be recorded; it is lost at the next start");
         }
@@ -466,9 +474,4 @@ fn name(origin: &Origin, tag: &Tag) -> TagName {
         repository: origin.repository.clone(),
         tag: tag.clone(),
     }
-}
-
-fn unix_now() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.unwrap_or_default().as_secs()
 }

@@ -1,0 +1,121 @@
+//! A tag's record with its age, which does not depend on where the system's clock is set to.
+//!
+//! What was learnt since the start is aged by the clock that only measures, and a record from
+//! before by the system's clock, once, when it is read. What an age allows is `policy`'s.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+use crate::store::TagRecord;
+
+/// What both clocks say at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    /// Seconds since 1970, by the clock that may be set.
+    pub(super) unix: u64,
+    /// By the clock that measures; it stands still while the machine sleeps.
+    pub(super) instant: Instant,
+}
+
+impl Now {
+    /// Looks at the clocks.
+    pub(super) fn read() -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            unix: unix.unwrap_or_default().as_secs(),
+            instant: Instant::now(),
+        }
+    }
+}
+
+/// What is known of a tag.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// What is kept of it.
+    pub(super) record: TagRecord,
+    /// How old it was at `since`; `None`: it is from the future, so that cannot be said.
+    age: Option<Duration>,
+    since: Instant,
+}
+
+impl Known {
+    /// Takes a record of what the upstream said so long before `now`.
+    pub(super) fn told(record: TagRecord, age: Duration, now: Now) -> Self {
+        Self {
+            record,
+            age: Some(age),
+            since: now.instant,
+        }
+    }
+
+    /// Takes a record that was kept, perhaps by an earlier run.
+    pub(super) fn kept(record: TagRecord, now: Now) -> Self {
+        let age = now.unix.checked_sub(record.checked_at);
+        Self {
+            record,
+            age: age.map(Duration::from_secs),
+            since: now.instant,
+        }
+    }
+
+    /// Returns the time since the upstream last said so, or almost a second less; `None` when that
+    /// is not known, because the clock was set back.
+    pub(super) fn age(&self, now: Now) -> Option<Duration> {
+        let measured = self.age? + now.instant.saturating_duration_since(self.since);
+        let by_date = now.unix.saturating_sub(self.record.checked_at);
+        // The one is too little when the machine slept, the other when the clock was set back.
+        Some(measured.max(Duration::from_secs(by_date)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millrace_protocol::oci::{Algorithm, Digest};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn checked_at(checked_at: u64) -> TagRecord {
+        TagRecord {
+            digest: Digest::of(Algorithm::Sha256, b""),
+            resolved_at: 0,
+            checked_at,
+        }
+    }
+
+    #[test]
+    fn what_was_told_ages_whatever_the_clock_is_set_to() {
+        let instant = Instant::now();
+        let told = Known::told(
+            checked_at(1_000),
+            2 * SECOND,
+            Now {
+                unix: 1_002,
+                instant,
+            },
+        );
+        let after = |seconds: u32, unix| {
+            let instant = instant + seconds * SECOND;
+            told.age(Now { unix, instant })
+        };
+        assert_eq!(after(5, 1_007), Some(7 * SECOND));
+        assert_eq!(after(5, 500), Some(7 * SECOND), "it was set back");
+        assert_eq!(after(5, 1_060), Some(60 * SECOND), "the machine slept");
+    }
+
+    #[test]
+    fn the_age_of_a_record_from_the_future_is_not_known() {
+        let instant = Instant::now();
+        let at = |unix, seconds: u32| Now {
+            unix,
+            instant: instant + seconds * SECOND,
+        };
+        let past = Known::kept(checked_at(1_000), at(1_010, 0));
+        assert_eq!(past.age(at(1_010, 0)), Some(10 * SECOND));
+        assert_eq!(past.age(at(500, 5)), Some(15 * SECOND));
+        let future = Known::kept(checked_at(1_000), at(999, 0));
+        assert_eq!(future.age(at(999, 0)), None);
+        assert_eq!(future.age(at(1_001, 2)), None, "when was it kept?");
+    }
+}
