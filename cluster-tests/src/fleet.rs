@@ -147,6 +147,24 @@ impl Fleet {
         walk.map(|id| self.index(id)).collect()
     }
 
+    /// Returns a tag of a repository of the upstream `fake` that begins with `name` and whose home is
+    /// `home`, while all running nodes are members.
+    ///
+    /// # Panics
+    /// When the node owns nothing.
+    pub fn tag_of_home(&self, home: usize, repository: &str, name: &str) -> String {
+        let placement = self.placement(&self.running());
+        let repository = repository.parse().expect("a name");
+        let mut tags = (0..MOST_SEEDS).map(|number| format!("{name}-{number}"));
+        let is_wanted = |tag: &String| {
+            let tag = tag.parse().expect("a tag");
+            let mut walk = placement.walk(Key::of_tag(scene::UPSTREAM, &repository, &tag));
+            walk.next() == Some(self.id(home))
+        };
+        tags.find(is_wanted)
+            .expect("one of many tags has its home there")
+    }
+
     /// Returns the owners of `digest` in `zone`, first the one that is asked first.
     pub fn owners(&self, zone: &str, digest: &Digest) -> Vec<usize> {
         let placement = self.placement(&self.running());

@@ -21,10 +21,12 @@
 //! load       clients, rivals and meters of the benchmarks
 //! process    a child process, its log, its end
 //! descriptors  taking file descriptors away from it
+//! clock      a clock of processes that is set back and forth
 //! component  the programs of the distribution that tests use
 //! ```
 
 pub mod client;
+pub mod clock;
 pub mod component;
 pub mod condition;
 pub mod corp;

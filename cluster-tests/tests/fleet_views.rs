@@ -1,20 +1,12 @@
 //! Nodes that come, leave, are cut off from each other, and see different clusters: pulls go on.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Command;
-
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use millrace_cluster_tests::component;
-use millrace_cluster_tests::condition::{eventually, patience};
-use millrace_cluster_tests::fake::{Fake, Image, Then, When, assert_whole, noise};
+use millrace_cluster_tests::condition::eventually;
+use millrace_cluster_tests::fake::{Fake, Then, When, noise};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
-use millrace_cluster_tests::http::Request;
-use millrace_cluster_tests::load::crowd::{all, pull, stampede};
+use millrace_cluster_tests::load::crowd::{all, stampede};
 use millrace_cluster_tests::netns::Net;
-use millrace_cluster_tests::process;
-use millrace_protocol::placement::Key;
 use serde_json::json;
 
 const MIB: usize = 1 << 20;
@@ -141,19 +133,19 @@ async fn a_tag_that_moved_while_the_cluster_was_split_is_asked_for_again_when_it
     // Each tag has its home in the half that does not hear that it moves. The first is asked for at
     // its home before anybody else, the second at a node that has to ask the home.
     let tags = [("first", [0, 1, 2, 3]), ("second", [1, 3, 2, 0])];
-    let tags = tags.map(|(name, order)| (tag_of_home(&scene.fleet, 0, name), order));
+    let tags = tags.map(|(name, order)| (scene.fleet.tag_of_home(0, TAGGED, name), order));
     let point_to = |tag: &str, seed| (scene.fake).add_image(TAGGED, tag, &[noise(seed, 1_000)]);
     for (tag, _) in &tags {
         let old = point_to(tag, 1);
-        expect_tag(&scene, &[0, 1], tag, &old).await?;
+        scene.expect_tag(&[0, 1], (TAGGED, tag), &old).await?;
     }
     net.split(&[0, 1], &[2, 3])?;
     scene.fleet.agree_on(&[0, 1], &[0, 1]).await;
     scene.fleet.agree_on(&[2, 3], &[2, 3]).await;
     for (tag, _) in &tags {
         let (old, new) = (point_to(tag, 1), point_to(tag, 2));
-        expect_tag(&scene, &[2, 3], tag, &new).await?;
-        expect_tag(&scene, &[0, 1], tag, &old).await?;
+        scene.expect_tag(&[2, 3], (TAGGED, tag), &new).await?;
+        scene.expect_tag(&[0, 1], (TAGGED, tag), &old).await?;
     }
     net.heal()?;
     scene.fleet.agree().await;
@@ -161,37 +153,8 @@ async fn a_tag_that_moved_while_the_cluster_was_split_is_asked_for_again_when_it
         let path = format!("/{TAGGED}/manifests/{tag}");
         let asked = scene.fake.count("HEAD", &path);
         let new = point_to(tag, 2);
-        expect_tag(&scene, order, tag, &new).await?;
+        scene.expect_tag(order, (TAGGED, tag), &new).await?;
         assert!(scene.fake.count("HEAD", &path) > asked, "{tag}");
-    }
-    Ok(())
-}
-
-/// Returns a tag that begins with `name` and has its home at a node.
-fn tag_of_home(fleet: &Fleet, home: usize, name: &str) -> String {
-    let placement = fleet.placement(&fleet.running());
-    let repository = TAGGED.parse().expect("a name");
-    let mut tags = (0..u64::MAX).map(|number| format!("{name}-{number}"));
-    let is_wanted = |tag: &String| {
-        let tag = tag.parse().expect("a tag");
-        let mut walk = placement.walk(Key::of_tag("fake", &repository, &tag));
-        walk.next() == Some(fleet.id(home))
-    };
-    tags.find(is_wanted).expect("there is no end of numbers")
-}
-
-/// Asks these nodes for a tag, one after the other, and demands that it points to `image`.
-async fn expect_tag(scene: &Scene, nodes: &[usize], tag: &str, image: &Image) -> Result<()> {
-    for node in nodes {
-        let request = Request::get(&format!("/v2/fake/{TAGGED}/manifests/{tag}"));
-        let answer = scene.fleet.node(*node).send(request).await?;
-        let digest = answer.header("docker-content-digest");
-        let expected = image.manifest.to_string();
-        ensure!(
-            digest == Some(expected.as_str()),
-            "node {node} says that {tag} is {digest:?}, not {expected}"
-        );
-        assert_whole(&answer, &image.manifest_bytes);
     }
     Ok(())
 }
@@ -223,79 +186,6 @@ async fn a_stampede_in_both_halves_goes_on_when_they_meet_again() -> Result<()> 
     assert!(sent <= 2 * content.len() as u64, "{sent}");
     scene.fleet.agree().await;
     Ok(())
-}
-
-#[tokio::test]
-async fn a_node_whose_clock_is_set_back_stays_and_comes_back() -> Result<()> {
-    let clock = tempfile::tempdir()?;
-    let file = clock.path().join("offset");
-    set_clock(&file, "+0")?;
-    let variables = [
-        ("LD_PRELOAD", clock_library().await?),
-        ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
-        ("FAKETIME_NO_CACHE", "1".to_owned()),
-        // The clock that only measures intervals is not set by anybody.
-        ("DONT_FAKE_MONOTONIC", "1".to_owned()),
-    ];
-    let plan = Fleet::of(3).each(move |index, node| {
-        let variables = variables.iter().filter(|_| index == 0);
-        variables.fold(node, |node, (name, value)| node.environment(name, value))
-    });
-    let mut scene = Scene::start(plan).await?;
-    let layers = [noise(1, MIB)];
-    let image = scene.fake.add_image("team/app", "1", &layers);
-    scene
-        .pull_image(0, ("team/app", "1"), (&image, &layers))
-        .await?;
-    set_clock(&file, "-3600")?;
-    scene
-        .pull_image(0, ("team/app", "1"), (&image, &layers))
-        .await?;
-    let blobs = blobs(&scene.fake, 10..16, MIB);
-    for (path, content) in &blobs {
-        all(stampede(scene.clients(&[0, 1, 2], 1), path, content).await)?;
-    }
-    scene.fleet.agree().await;
-    // Started anew in the past, it is the newer run all the same.
-    scene.fleet.restart(&[0]).await?;
-    scene.fleet.agree().await;
-    for (path, content) in &blobs {
-        pull(scene.fleet.node(0).address(), path, content).await?;
-    }
-    scene
-        .pull_image(0, ("team/app", "1"), (&image, &layers))
-        .await?;
-    assert_eq!(
-        scene.fake.sent_bytes("/blobs/"),
-        sum(&blobs) + image_bytes(&scene)?
-    );
-    Ok(())
-}
-
-/// Returns the library that lets a process see another clock.
-async fn clock_library() -> Result<String> {
-    let mut command = Command::new(component::find("faketime")?);
-    command.args(["-f", "+0", "printenv", "LD_PRELOAD"]);
-    Ok(process::run(&command, patience()).await?.trim().to_owned())
-}
-
-/// Sets the clock of processes that watch `file`, in seconds relative to the right time.
-fn set_clock(file: &Path, offset: &str) -> Result<()> {
-    let fresh = file.with_extension("fresh");
-    std::fs::write(&fresh, format!("{offset}\n"))?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o644))?;
-    Ok(std::fs::rename(fresh, file)?)
-}
-
-fn sum(blobs: &[(String, Bytes)]) -> u64 {
-    blobs.iter().map(|(_, content)| content.len() as u64).sum()
-}
-
-/// Returns the bytes of blobs of the image, which left the upstream once.
-fn image_bytes(scene: &Scene) -> Result<u64> {
-    let records = scene.fake.requests("GET", "/team/app/blobs/");
-    ensure!(records.len() == 2, "{records:?}");
-    Ok(records.iter().map(|record| record.sent_bytes).sum())
 }
 
 #[tokio::test]

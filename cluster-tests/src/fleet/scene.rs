@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use millrace_protocol::oci::Digest;
 
@@ -13,7 +13,7 @@ use crate::load::crowd::{self, Client, Pulled};
 use crate::netns::Net;
 
 /// The fake's name in the configuration of the nodes.
-const UPSTREAM: &str = "fake";
+pub(super) const UPSTREAM: &str = "fake";
 
 /// The repository of blobs that belong to no image.
 const REPOSITORY: &str = "app";
@@ -107,9 +107,36 @@ impl Scene {
         let manifest = Request::get(&format!("{root}/manifests/{tag}"));
         assert_whole(&node.send(manifest).await?, &image.manifest_bytes);
         let config = Request::get(&format!("{root}/blobs/{}", image.config));
-        anyhow::ensure!(node.send(config).await?.status() == 200, "no configuration");
+        ensure!(node.send(config).await?.status() == 200, "no configuration");
         for (digest, layer) in image.layers.iter().zip(layers) {
             crowd::pull(node.address(), &format!("{root}/blobs/{digest}"), layer).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks nodes for a tag, one after the other, and demands that it points to `image`.
+    ///
+    /// # Errors
+    /// When a node does not answer, or names another image.
+    ///
+    /// # Panics
+    /// When the manifest is not given completely.
+    pub async fn expect_tag(
+        &self,
+        nodes: &[usize],
+        (repository, tag): (&str, &str),
+        image: &Image,
+    ) -> Result<()> {
+        for node in nodes {
+            let request = Request::get(&format!("/v2/{UPSTREAM}/{repository}/manifests/{tag}"));
+            let answer = self.fleet.node(*node).send(request).await?;
+            let digest = answer.header("docker-content-digest");
+            let expected = image.manifest.to_string();
+            ensure!(
+                digest == Some(expected.as_str()),
+                "node {node} says that {tag} is {digest:?}, not {expected}"
+            );
+            assert_whole(&answer, &image.manifest_bytes);
         }
         Ok(())
     }
