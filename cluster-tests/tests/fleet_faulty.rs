@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use millrace_cluster_tests::condition::eventually;
-use millrace_cluster_tests::fake::sha256;
+use millrace_cluster_tests::fake::{Gate, Image, Then, When, noise, sha256};
 use millrace_cluster_tests::fleet::{Fleet, Plan, Scene};
 use millrace_cluster_tests::http::{End, Request};
 use millrace_cluster_tests::load::crowd::{all, stampede};
@@ -218,6 +218,111 @@ async fn a_home_that_states_a_greater_size_completes_no_pull_wrongly() -> Result
 #[tokio::test]
 async fn a_home_that_states_a_smaller_size_completes_no_pull_wrongly() -> Result<()> {
     no_pull_completes_wrongly(Fault::Shorter).await
+}
+
+/// The repository of images.
+const IMAGES: &str = "team/app";
+
+/// Makes an image whose manifest is at home at a node, and a tag that points to it.
+fn image_of_home(scene: &Scene, home: usize, name: &str) -> (Image, String) {
+    let images = (0..1_000).map(|seed| {
+        let tag = format!("{name}-{seed}");
+        let layers = [noise(seed, 1_000)];
+        (scene.fake.add_image(IMAGES, &tag, &layers), tag)
+    });
+    let mut at_home = images.filter(|(image, _)| scene.fleet.home(&image.manifest) == home);
+    at_home.next().expect("one of many is at home there")
+}
+
+/// Pulls the manifest of an image through the sound nodes, by its tag and by its digest: all at once.
+async fn expect_manifest(scene: &Scene, (image, tag): &(Image, String)) -> Result<()> {
+    let digest = image.manifest.to_string();
+    let names = [tag, &digest];
+    let pulls = SOUND.into_iter().flat_map(|node| {
+        names.map(|name| async move {
+            let nodes = [node];
+            scene.expect_tag(&nodes, (IMAGES, name), image).await
+        })
+    });
+    join_all(pulls).await.into_iter().collect()
+}
+
+#[tokio::test]
+async fn a_home_that_sends_wrong_manifests_spoils_no_pull() -> Result<()> {
+    let scene = Scene::start(with_a_faulty_one(Fault::Flip)).await?;
+    let image = image_of_home(&scene, FAULTY, "image");
+    expect_manifest(&scene, &image).await?;
+    // The home had it from the upstream, and one of the others once more.
+    let path = image.0.manifest.to_string();
+    let fetched = scene.fake.count("GET", &path);
+    ensure!(fetched <= 2, "{fetched} fetches");
+    for node in SOUND {
+        let distrusted = distrusted(&scene, node).await?;
+        ensure!(
+            distrusted == [scene.fleet.id(FAULTY).to_string()],
+            "node {node} distrusts {distrusted:?}"
+        );
+    }
+    all_have_counted(&scene, "wrong").await?;
+    nothing_wrong_is_kept(&scene).await
+}
+
+#[tokio::test]
+async fn a_holder_that_sends_wrong_manifests_spoils_no_pull() -> Result<()> {
+    let mut scene = Scene::start(with_a_faulty_one(Fault::Flip)).await?;
+    let image = image_of_home(&scene, SOUND[0], "image");
+    // Pulled while nobody else is there, so its home asks the faulty one before the upstream.
+    for node in SOUND {
+        scene.fleet.leave(node).await?;
+    }
+    let digest = image.0.manifest.to_string();
+    let pulled = scene.expect_tag(&[FAULTY], (IMAGES, &digest), &image.0);
+    pulled.await?;
+    scene.fleet.restart(&SOUND).await?;
+    scene.fleet.agree().await;
+    let before = scene.fake.count("GET", &digest);
+    expect_manifest(&scene, &image).await?;
+    let fetched = scene.fake.count("GET", &digest) - before;
+    ensure!(fetched == 1, "{fetched} fetches");
+    let distrusted = distrusted(&scene, SOUND[0]).await?;
+    ensure!(
+        distrusted == [scene.fleet.id(FAULTY).to_string()],
+        "{distrusted:?}"
+    );
+    nothing_wrong_is_kept(&scene).await
+}
+
+#[tokio::test]
+async fn a_taker_that_flips_bits_spoils_no_pull_of_who_comes_behind_it() -> Result<()> {
+    let scene = Scene::start(with_a_faulty_one(Fault::Flip)).await?;
+    let (_, content) = scene.fleet.content_of_home(SOUND[0], BLOB);
+    let path = scene.add(&content);
+    let gate = Gate::default();
+    let stalled = Then::healthy().stall(MIB as u64, &gate);
+    scene.fake.on(When::get("/blobs/").first(1), stalled);
+    let first = scene.open(FAULTY, &path, &content).await?;
+    let behind = stampede(scene.clients(&SOUND, 2), &path, &content);
+    let joined = async {
+        eventually("the others have opened it", async || {
+            has_opened(&scene, 1).await && has_opened(&scene, 2).await
+        })
+        .await;
+        gate.open();
+    };
+    let (behind, ()) = futures_util::future::join(behind, joined).await;
+    all(behind)?;
+    first.finish().await?;
+    let sent = scene.fake.sent_bytes("/blobs/");
+    assert_eq!(sent, BLOB as u64);
+    let received = received_from_faulty(&scene, 1).await? + received_from_faulty(&scene, 2).await?;
+    ensure!(received > 0, "nobody was sent to the first taker");
+    nothing_wrong_is_kept(&scene).await
+}
+
+/// Whether a blob is on its way to a node.
+async fn has_opened(scene: &Scene, node: usize) -> bool {
+    let status = scene.fleet.node(node).status().await;
+    status.is_ok_and(|status| status["pull"]["transfers"] != serde_json::json!([]))
 }
 
 /// Flips a bit in the middle of a blob that a node has stored.
