@@ -22,6 +22,7 @@
 //! process    a child process, its log, its end
 //! descriptors  taking file descriptors away from it
 //! clock      a clock of processes that is set back and forth
+//! trace      what a node does to its files, and in which order
 //! component  the programs of the distribution that tests use
 //! ```
 
@@ -43,4 +44,5 @@ pub mod pki;
 pub mod process;
 pub mod proxy;
 pub mod repository;
+pub mod trace;
 pub mod upstream;

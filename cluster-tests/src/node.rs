@@ -19,6 +19,7 @@ use crate::condition::patience;
 use crate::http::{Answer, Request};
 use crate::netns::{self, Host};
 use crate::process::Process;
+use crate::trace::{self, Trace};
 
 mod builder;
 mod fault;
@@ -34,6 +35,7 @@ pub struct Node {
     host: Option<Host>,
     name_server: Option<Ipv4Addr>,
     fault: Option<Fault>,
+    traced: bool,
     address: SocketAddr,
     debug: SocketAddr,
     owned: Option<TempDir>,
@@ -70,6 +72,7 @@ impl Node {
             host: builder.host.clone(),
             name_server: builder.name_server,
             fault: builder.fault,
+            traced: builder.traced,
             address,
             debug,
             owned: None,
@@ -125,6 +128,9 @@ impl Node {
             }
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if self.traced {
+            command = trace::of(&self.trace_file(), &command)?;
+        }
         if let Some(address) = self.name_server {
             let file = self.folder.join("resolv.conf");
             std::fs::write(&file, format!("nameserver {address}\n"))
@@ -151,6 +157,18 @@ impl Node {
     /// Returns the folder in which the node keeps its data.
     pub fn data(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    /// Returns what the last run did to its files, if it is traced; the run must have ended.
+    ///
+    /// # Errors
+    /// When nothing was recorded.
+    pub fn trace(&self) -> Result<Trace> {
+        Trace::read(&self.trace_file(), &self.data())
+    }
+
+    fn trace_file(&self) -> PathBuf {
+        self.folder.join("trace")
     }
 
     /// Returns the process id.
@@ -244,6 +262,7 @@ impl Node {
             host: self.host.clone(),
             name_server: self.name_server,
             fault: self.fault,
+            traced: self.traced,
         });
         self.environment = builder.environment;
         std::fs::write(&file, serde_json::to_vec_pretty(&builder.settings)?)

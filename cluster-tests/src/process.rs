@@ -213,8 +213,20 @@ pub fn machine_address() -> Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
+/// Returns `wrapped` with `command` and its environment behind it.
+pub(crate) fn behind(mut wrapped: Command, command: &Command) -> Command {
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    wrapped
+}
+
 /// Wraps `command` so that the kernel kills it when the thread that starts it ends.
-fn dying_with_parent(command: &Command) -> Result<Command> {
+pub(crate) fn dying_with_parent(command: &Command) -> Result<Command> {
     let mut wrapped = Command::new(component::find("setpriv")?);
     wrapped
         .args(["--pdeathsig", "KILL", "--"])

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::component;
+use crate::process::behind;
 
 /// Returns `command` to be run in the network namespace `namespace`.
 pub(super) fn inside(namespace: &str, command: &Command) -> Result<Command> {
@@ -25,18 +26,6 @@ pub(crate) fn with_resolver(file: &Path, command: &Command) -> Result<Command> {
     unshare.args(["--mount", "--", "sh", "-c", script]);
     unshare.arg(file);
     Ok(behind(unshare, command))
-}
-
-/// Returns `wrapped` with `command` and its environment behind it.
-fn behind(mut wrapped: Command, command: &Command) -> Command {
-    wrapped.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => wrapped.env(name, value),
-            None => wrapped.env_remove(name),
-        };
-    }
-    wrapped
 }
 
 /// Runs `command` to its end.

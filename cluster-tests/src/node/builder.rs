@@ -34,6 +34,8 @@ pub struct NodeBuilder {
     pub(super) name_server: Option<Ipv4Addr>,
     /// What is wrong with its answers to other nodes.
     pub(super) fault: Option<Fault>,
+    /// Whether what it does to its files is recorded.
+    pub(super) traced: bool,
 }
 
 impl NodeBuilder {
@@ -94,6 +96,13 @@ impl NodeBuilder {
     #[must_use]
     pub fn fault(mut self, fault: Fault) -> Self {
         self.fault = Some(fault);
+        self
+    }
+
+    /// Records what the node does to its files; needs strace.
+    #[must_use]
+    pub fn traced(mut self) -> Self {
+        self.traced = true;
         self
     }
 
