@@ -20,6 +20,7 @@
 //! condition  waiting for something to become true
 //! load       clients, rivals and meters of the benchmarks
 //! process    a child process, its log, its end
+//! disk       a small file system
 //! descriptors  taking file descriptors away from it
 //! clock      a clock of processes that is set back and forth
 //! trace      what a node does to its files, and in which order
@@ -32,6 +33,7 @@ pub mod component;
 pub mod condition;
 pub mod corp;
 pub mod descriptors;
+pub mod disk;
 pub mod fake;
 pub mod fleet;
 pub mod http;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use millrace_cluster_tests::fake::{Scene, assert_whole, noise, sha256};
 use millrace_cluster_tests::http::Request;
+use millrace_cluster_tests::load::meter;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -176,6 +177,10 @@ async fn names_and_digests_that_are_none_are_refused_without_asking_upstream() -
     assert_well(&scene).await
 }
 
+/// How much memory a node may take for one client that asks for many ranges: less than four times
+/// what it asks them of.
+const FOR_RANGES: u64 = 16 * 1024 * 1024;
+
 #[tokio::test]
 async fn a_thousand_ranges_cost_neither_memory_nor_a_server_error() -> Result<()> {
     let scene = Scene::start().await?;
@@ -186,6 +191,9 @@ async fn a_thousand_ranges_cost_neither_memory_nor_a_server_error() -> Result<()
         let ranges: Vec<_> = (0..1_000).map(range).collect();
         format!("bytes={}", ranges.join(","))
     };
+    let node = scene.node.process_id();
+    meter::forget_peak(node)?;
+    let before = meter::resident_bytes(node)?;
     for ranges in [
         many(|index| format!("{}-{}", index * 10, index * 10 + 1)),
         many(|_| "0-".to_owned()),
@@ -215,6 +223,8 @@ async fn a_thousand_ranges_cost_neither_memory_nor_a_server_error() -> Result<()
             answer.body.len()
         );
     }
+    let taken = meter::peak_resident_bytes(node)?.saturating_sub(before);
+    assert!(taken <= FOR_RANGES, "{taken} bytes of memory");
     assert_well(&scene).await
 }
 

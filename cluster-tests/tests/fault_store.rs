@@ -1,17 +1,15 @@
 //! The bounds of the disk, and what a restart finds.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use millrace_cluster_tests::condition::{eventually, eventually_some, patience};
+use millrace_cluster_tests::disk::SmallDisk;
 use millrace_cluster_tests::fake::{
     Ended, Fake, Gate, Scene, Then, When, assert_unfinished, assert_whole, noise,
 };
 use millrace_cluster_tests::http::Request;
-use millrace_cluster_tests::process::run;
-use tempfile::TempDir;
 
 const MIB: usize = 1024 * 1024;
 
@@ -209,37 +207,6 @@ async fn a_far_range_of_a_relayed_blob_is_answered_with_bytes_in_hand() -> Resul
     })
     .await;
     Ok(())
-}
-
-/// A small file system of its own; needs the rights of root, as the tests of clients do.
-struct SmallDisk {
-    folder: TempDir,
-}
-
-impl SmallDisk {
-    async fn mount(size: &str) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
-        run(command.arg(folder.path()), Duration::from_secs(10))
-            .await
-            .context("mounting a tmpfs as a small disk needs root")?;
-        Ok(Self { folder })
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: the node that uses it may still be ending.
-        let unmounted = Command::new("umount").arg("-l").arg(self.path()).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays mounted", self.path().display());
-        }
-    }
 }
 
 #[tokio::test]

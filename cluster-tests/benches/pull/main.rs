@@ -2,7 +2,8 @@
 //!
 //! `make bench` builds and runs it. Every figure is the median of runs in which the rival took
 //! turns with us, because absolute figures of a shared machine mean little. It judges against the
-//! targets but fails only when it could not measure, unless it is told to be strict.
+//! targets but fails only when it could not measure or took too much memory, unless it is told to be
+//! strict.
 //!
 //! ```text
 //! options    the command line; `choice` has what the tables have in common
