@@ -310,6 +310,10 @@ impl Handler for Supplier {
         self.shared.puller.inner.waits.contains(key)
     }
 
+    fn others(&self, from: NodeId, question: ReadChunks) -> Vec<NodeId> {
+        self.shared.takers.before(&question.digest, from)
+    }
+
     fn follow(&self, from: NodeId) -> BoxStream<'static, HoldingsChange> {
         holdings::tell(Arc::clone(&self.shared), from)
     }

@@ -108,13 +108,20 @@ impl Takers {
             MAX_READERS
         };
         if blob.readers >= limit {
-            return Err(blob.before(node).map(|taker| taker.node).collect());
+            return Err(blob.before(node));
         }
         blob.readers += 1;
         Ok(Slot {
             takers: self.clone(),
             digest: *digest,
         })
+    }
+
+    /// Returns who may have what a node wants of a blob and cannot have here now: may be nobody.
+    pub(super) fn before(&self, digest: &Digest, node: NodeId) -> Vec<NodeId> {
+        let blobs = self.blobs.lock();
+        let blob = blobs.get(digest);
+        blob.map_or_else(Vec::new, |blob| blob.before(node))
     }
 
     fn leave(&self, digest: &Digest, change: impl FnOnce(&mut Blob)) {
@@ -149,10 +156,11 @@ impl Blob {
 
     /// Returns the takers that came before a node, the latest first: reading only from them, no
     /// two takers ever wait for each other.
-    fn before(&self, node: NodeId) -> impl Iterator<Item = &Taker> {
+    fn before(&self, node: NodeId) -> Vec<NodeId> {
         let own = self.takers.iter().position(|taker| taker.node == node);
         let end = own.unwrap_or(self.takers.len());
-        self.takers[..end].iter().rev().take(MAX_NAMED)
+        let before = self.takers[..end].iter().rev().take(MAX_NAMED);
+        before.map(|taker| taker.node).collect()
     }
 }
 
