@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use millrace_cluster_tests::fake::{Scene, assert_whole, noise, sha256};
+use millrace_cluster_tests::fake::{Fake, Scene, assert_whole, noise, sha256};
 use millrace_cluster_tests::http::Request;
 use millrace_cluster_tests::load::meter;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -300,4 +300,27 @@ async fn a_manifest_without_end_is_not_swallowed() -> Result<()> {
         assert!(answer.status() >= 400, "{}", answer.status());
     }
     assert_well(&scene).await
+}
+
+#[tokio::test]
+async fn other_places_that_a_manifest_names_are_not_asked() -> Result<()> {
+    let scene = Scene::start().await?;
+    let elsewhere = Fake::start().await?;
+    let layer = noise(1, 1_000);
+    let digest = elsewhere.add_blob("app", layer.clone());
+    let image = scene.fake.add_image("app", "latest", &[layer]);
+    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest_bytes)?;
+    let url = format!("{}/v2/app/blobs/{digest}", elsewhere.url());
+    manifest["layers"][0]["urls"] = serde_json::json!([url]);
+    let media_type = manifest["mediaType"].as_str().context("a type")?.to_owned();
+    let bytes = manifest.to_string();
+    let foreign = scene.fake.add_manifest("app", &media_type, bytes.clone());
+    scene.fake.set_tag("app", "foreign", &foreign);
+    scene.fake.remove_blob("app", &digest);
+    let answer = scene.send(scene.manifest("app", "foreign")).await?;
+    assert_whole(&answer, bytes.as_bytes());
+    let answer = scene.send(scene.blob("app", &digest)).await?;
+    assert_eq!(answer.status(), 404, "its upstream does not have it");
+    assert!(elsewhere.records().is_empty(), "{:?}", elsewhere.records());
+    Ok(())
 }

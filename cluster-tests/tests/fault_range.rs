@@ -155,6 +155,45 @@ async fn clients_that_fetch_in_parallel_and_abort_cost_one_transfer() -> Result<
     Ok(())
 }
 
+/// Bytes of one client's connection that the kernel takes although nobody reads them: twice what was
+/// measured.
+const KERNEL: usize = 8 * MIB;
+
+#[tokio::test]
+async fn what_clients_abort_is_not_written_to_them() -> Result<()> {
+    const CLIENTS: usize = 8;
+    let scene = Scene::start().await?;
+    let content = noise(1, 64 * MIB);
+    let digest = scene.fake.add_blob("app", content.clone());
+    // First while it comes, then from the store.
+    for source in ["upstream", "local"] {
+        let chunks = (0..CLIENTS).map(async |index| {
+            let start = index * MIB;
+            let request = scene.blob("app", &digest);
+            let request = request.header("Range", &format!("bytes={start}-"));
+            let mut reader = scene.open(request).await?;
+            let head = reader.head();
+            assert_eq!(head.header("x-millrace-source"), Some(source));
+            let chunk = reader.read_at_least(MIB).await?;
+            assert!(chunk[..MIB] == content[start..start + MIB], "chunk {index}");
+            anyhow::Ok(())
+        });
+        let before = written(&scene).await?;
+        try_join_all(chunks).await?;
+        scene.settle().await;
+        let taken = written(&scene).await? - before;
+        let most = (CLIENTS * (MIB + KERNEL)) as f64;
+        assert!(taken <= most, "{source}: {taken} bytes");
+    }
+    Ok(())
+}
+
+/// Returns the bytes that a node has written to clients.
+async fn written(scene: &Scene) -> Result<f64> {
+    let bytes = scene.node.metric("millrace_registry_sent_bytes_total", &[]);
+    Ok(bytes.await?.unwrap_or(0.0))
+}
+
 #[tokio::test]
 async fn a_head_of_a_cold_blob_does_not_become_a_head_upstream() -> Result<()> {
     let scene = Scene::start().await?;

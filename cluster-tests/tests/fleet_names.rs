@@ -103,3 +103,33 @@ async fn a_silent_name_server_keeps_no_node_from_joining_by_another_address() ->
     ensure!(asked.elapsed() < ENDED, "ended after {:?}", asked.elapsed());
     Ok(())
 }
+
+#[tokio::test]
+async fn a_node_that_nobody_answers_goes_on_alone_in_time() -> Result<()> {
+    /// It waits 5 s for the others; the rest is for starting.
+    const ALONE: Duration = Duration::from_secs(8);
+    let net = Net::of(2).await?;
+    net.split(&[0], &[1])?;
+    let own = net.hosts()[0].data();
+    let IpAddr::V4(upstream) = net.upstream_address(0) else {
+        bail!("hosts have IPv4 addresses");
+    };
+    let fake = Fake::start_at(upstream).await?;
+    // One is silent, one refuses, and one is no name.
+    let silent = format!("{}:5050", net.hosts()[1].data());
+    let join = [
+        silent,
+        format!("{own}:5051"),
+        "dns:nobody.invalid:5050".to_owned(),
+    ];
+    let plan = Fleet::of(1).on(net.hosts()).upstream("fake", &fake.url());
+    let plan = plan.each(move |_, node| node.set("cluster/join", join.to_vec()));
+    let content = noise(1, MIB);
+    let digest = fake.add_blob("app", content.clone());
+    let begin = Instant::now();
+    let fleet = plan.boot().await?;
+    pull(fleet.node(0).address(), &Scene::path(&digest), &content).await?;
+    let taken = begin.elapsed();
+    ensure!(taken < ALONE, "{taken:?}");
+    Ok(())
+}

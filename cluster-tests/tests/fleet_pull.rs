@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
 use millrace_cluster_tests::client::{Client as _, Skopeo};
-use millrace_cluster_tests::fake::{Fake, Then, When, noise};
+use millrace_cluster_tests::fake::{Fake, Then, When, assert_whole, noise};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
+use millrace_cluster_tests::http::Request;
 use millrace_cluster_tests::image::Image;
 use millrace_cluster_tests::load::crowd::{all, stampede};
 use millrace_cluster_tests::repository::Repository;
@@ -151,5 +153,66 @@ async fn a_node_that_joins_asks_no_upstream_for_what_the_others_hold() -> Result
         all(stampede(fleet.doors(&[joined]), path, blob).await)?;
     }
     assert_eq!(fake.count("GET", "/blobs/"), before);
+    Ok(())
+}
+
+/// Returns where a node says that it had a blob from.
+async fn source(scene: &Scene, node: usize, path: &str, content: &Bytes) -> Result<String> {
+    let answer = scene.fleet.node(node).send(Request::get(path)).await?;
+    assert_whole(&answer, content);
+    scene.fleet.committed(node).await;
+    let source = answer.header("x-millrace-source");
+    Ok(source.context("it says so")?.to_owned())
+}
+
+#[tokio::test]
+async fn a_client_is_told_that_its_node_had_a_blob_from_another() -> Result<()> {
+    let scene = Scene::start(Fleet::of(2)).await?;
+    let (_, content) = scene.fleet.content_of_home(0, MIB);
+    let path = scene.add(&content);
+    for (node, expected) in [(0, "upstream"), (1, "peer"), (1, "local"), (0, "local")] {
+        let source = source(&scene, node, &path, &content).await?;
+        ensure!(source == expected, "node {node}: {source}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_manifest_of_seven_mebibytes_is_had_through_every_node_and_without_the_upstream()
+-> Result<()> {
+    let scene = Scene::start(Fleet::of(3)).await?;
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let config = scene.fake.add_blob("team/app", "{}");
+    let config = serde_json::json!({"mediaType": "application/json", "digest": config.to_string(), "size": 2});
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [],
+        "annotations": {"padding": "x".repeat(7 * MIB)},
+    });
+    let manifest = manifest.to_string();
+    let digest = scene
+        .fake
+        .add_manifest("team/app", media_type, manifest.clone());
+    scene.fake.set_tag("team/app", "large", &digest);
+    let pull = async |node: usize, name: &str| -> Result<()> {
+        let path = format!("/v2/fake/team/app/manifests/{name}");
+        let answer = scene.fleet.node(node).send(Request::get(&path)).await?;
+        assert_whole(&answer, manifest.as_bytes());
+        Ok(())
+    };
+    let digest = digest.to_string();
+    for node in 0..3 {
+        pull(node, "large").await?;
+        pull(node, &digest).await?;
+    }
+    let fetched = scene.fake.count("GET", "/manifests/");
+    ensure!(fetched == 1, "{fetched} fetches");
+    // Its one blob has to be here, too, for it to be promised without the upstream.
+    let (path, content) = (config["digest"].as_str().context("a digest")?, "{}".into());
+    let path = format!("/v2/fake/team/app/blobs/{path}");
+    scene.pull(0, &path, &content).await?;
+    scene.fake.stop().await;
+    for node in 0..3 {
+        pull(node, &digest).await?;
+    }
     Ok(())
 }
