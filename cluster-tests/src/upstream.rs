@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 
 use crate::component;
 use crate::condition::{patience, within};
@@ -48,6 +49,7 @@ pub struct Upstream {
     /// Where this machine reaches it.
     address: SocketAddr,
     login: Option<Login>,
+    scheme: &'static str,
 }
 
 impl Upstream {
@@ -80,6 +82,16 @@ impl Upstream {
         Self::start_with(Ipv4Addr::LOCALHOST, Some(login), json!({})).await
     }
 
+    /// Starts an empty registry that speaks TLS with this certificate for `127.0.0.1`, and its key.
+    /// [`Upstream::accesses`] is not for it.
+    ///
+    /// # Errors
+    /// When `docker-registry` is missing or does not start.
+    pub async fn start_tls((certificate, key): &(PathBuf, PathBuf)) -> Result<Self> {
+        let tls = json!({"tls": {"certificate": certificate, "key": key}});
+        Self::start_with(Ipv4Addr::LOCALHOST, None, json!({"http": tls})).await
+    }
+
     /// Starts the registry as a pull-through cache of `remote`: the rival, and the plain mirror
     /// against which the client scenarios are known to work.
     ///
@@ -104,6 +116,10 @@ impl Upstream {
             listen,
             address,
             login,
+            scheme: match settings.pointer("/http/tls") {
+                Some(_) => "https",
+                None => "http",
+            },
         };
         for _ in 1..START_ATTEMPTS {
             upstream.configure(&settings)?;
@@ -134,8 +150,10 @@ impl Upstream {
             configuration["auth"] =
                 json!({"htpasswd": {"realm": "private", "path": folder.join("htpasswd")}});
         }
-        for (key, value) in settings.as_object().into_iter().flatten() {
-            configuration[key] = value.clone();
+        for (section, keys) in settings.as_object().into_iter().flatten() {
+            for (key, value) in keys.as_object().into_iter().flatten() {
+                configuration[section][key] = value.clone();
+            }
         }
         Ok(std::fs::write(
             folder.join("config.yml"),
@@ -155,8 +173,12 @@ impl Upstream {
             .arg(self.folder.path().join("config.yml"));
         let mut process = Process::start("upstream", &command, self.folder.path())?;
         let address = self.address;
+        let is_tls = self.scheme == "https";
         process
-            .ready(async || Request::get("/v2/").send(address).await.ok())
+            .ready(async || match is_tls {
+                true => TcpStream::connect(address).await.ok().map(drop),
+                false => Request::get("/v2/").send(address).await.ok().map(drop),
+            })
             .await?;
         self.process = Some(process);
         Ok(())
@@ -180,14 +202,15 @@ impl Upstream {
         self.process.as_ref().expect("the registry runs").id()
     }
 
-    /// Returns `http://<address>`.
+    /// Returns `http://<address>`, or `https` where it speaks TLS.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Returns its URL for those who reach this machine by `address`.
     pub fn url_at(&self, address: IpAddr) -> String {
-        format!("http://{}", SocketAddr::new(address, self.address.port()))
+        let address = SocketAddr::new(address, self.address.port());
+        format!("{}://{address}", self.scheme)
     }
 
     /// Returns user and password, if the registry wants them.

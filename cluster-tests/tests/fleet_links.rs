@@ -1,5 +1,6 @@
 //! What lies between nodes: a line between two sites that each blob crosses once, a firewall that lets
-//! no UDP through, and somebody who listens.
+//! no UDP through, somebody who listens, and what does not:
+//! the proxy that stands before the upstream.
 
 use std::process::Command;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_cluster_tests::image::Image;
 use millrace_cluster_tests::netns::Net;
 use millrace_cluster_tests::process;
+use millrace_cluster_tests::proxy::Proxy;
 use millrace_cluster_tests::repository::Repository;
 use millrace_cluster_tests::upstream::Upstream;
 use tempfile::TempDir;
@@ -174,5 +176,36 @@ async fn who_listens_between_nodes_reads_nothing() -> Result<()> {
             String::from_utf8_lossy(hidden)
         );
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_stands_before_the_upstream_and_not_between_nodes() -> Result<()>
+{
+    let proxy = Proxy::start().await?;
+    let url = proxy.url();
+    let plan = Fleet::of(3).each(move |_, node| {
+        let variables = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+        variables
+            .iter()
+            .fold(node, |node, variable| node.environment(variable, &url))
+    });
+    let scene = Scene::start(plan).await?;
+    let (_, content) = scene.fleet.content_of_home(0, MIB);
+    let path = scene.add(&content);
+    for node in [0, 1, 2] {
+        scene.pull(node, &path, &content).await?;
+    }
+    ensure!(
+        scene.fake.count("GET", "/blobs/") == 1,
+        "fetched more than once"
+    );
+    let asked = proxy.requests();
+    let upstream = scene.fake.url();
+    ensure!(!asked.is_empty(), "the upstream was asked directly");
+    ensure!(
+        asked.iter().all(|line| line.contains(&upstream)),
+        "{asked:#?}"
+    );
     Ok(())
 }

@@ -5,7 +5,6 @@ use millrace_cluster_tests::client::Skopeo;
 use millrace_cluster_tests::corp::{REPOSITORY, UPSTREAM, node_before, repository};
 use millrace_cluster_tests::http::{Answer, Request};
 use millrace_cluster_tests::image::{INDEX, Image, MANIFEST, referrers_tag};
-use millrace_cluster_tests::proxy::Proxy;
 use millrace_cluster_tests::upstream::Upstream;
 use millrace_protocol::oci::Digest;
 use serde_json::{Value, json};
@@ -252,34 +251,6 @@ async fn a_pull_is_counted_and_the_status_names_the_upstream() -> Result<()> {
     );
     let health = Request::get("/healthz").send(node.debug_address()).await?;
     ensure!(health.status() == 200, "{health:?}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn the_proxy_of_the_environment_is_used() -> Result<()> {
-    let upstream = Upstream::start().await?;
-    let image = Image::runnable("proxy")?;
-    upstream.push(&image, REPOSITORY, "1").await?;
-    let proxy = Proxy::start().await?;
-    let node = node_before(&upstream)
-        .environment("HTTP_PROXY", &proxy.url())
-        .start()
-        .await?;
-    repository(&node).pull(&image, "1").await?;
-    let layer = &image.platform().layers[0].blob.digest;
-    let seen = proxy.requests();
-    ensure!(
-        seen.iter().any(|line| line.contains(&layer.hex())),
-        "the proxy saw {seen:#?}"
-    );
-
-    let direct = node_before(&upstream)
-        .environment("HTTP_PROXY", &proxy.url())
-        .environment("NO_PROXY", "127.0.0.1")
-        .start()
-        .await?;
-    repository(&direct).pull(&image, "1").await?;
-    ensure!(proxy.requests().len() == seen.len(), "NO_PROXY was ignored");
     Ok(())
 }
 

@@ -87,7 +87,8 @@ pub struct Loaded {
     pub config: Config,
     /// Keys of the Docker registry's that mean nothing here, in order of lines.
     pub ignored: Vec<IgnoredKey>,
-    /// Variables of the environment that begin with `REGISTRY_` and name no key.
+    /// Variables of the environment that begin with `REGISTRY_` and name no key, or that are for a
+    /// proxy and name none.
     pub warnings: Vec<Mistake>,
 }
 

@@ -7,8 +7,9 @@
 //! One request goes through the files like this: `manifest`, `blob` or `listing` say what is asked;
 //! `fetch` waits for its turn (`turns`) and chooses an endpoint; `attempt` authenticates (`challenge`,
 //! `token`, `credential`, within the bounds of `confine`) and follows redirects; `transport`
-//! carries each exchange, to strangers only at public addresses (`address`), and knows when it is
-//! this node that lacks something (`shortage`). `breaker` and
+//! carries each exchange, to strangers only at public addresses (`address`), through a proxy where the
+//! environment names one (`proxies`), and knows when it is this node that lacks something
+//! (`shortage`). `breaker` and
 //! `budget` remember, per `endpoint`, what the answers say about tomorrow; `shared` exchanges
 //! budgets with other nodes.
 
@@ -30,6 +31,7 @@ mod listing;
 mod manifest;
 mod metrics;
 mod names;
+mod proxies;
 mod quota;
 mod secret;
 mod shared;
@@ -60,6 +62,7 @@ pub use credential::CredentialId;
 pub use error::{Defect, Fault, FetchError, Limit, Outage, Retry, SetupError, Subject};
 pub use listing::{Referrers, TagList};
 pub use manifest::{FetchedManifest, ManifestHead};
+pub use proxies::is_unusable_proxy;
 pub use secret::Secret;
 pub use shortage::Shortage;
 pub use status::{EndpointStatus, LastError, LimitStatus, Status};

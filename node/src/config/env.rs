@@ -10,6 +10,7 @@ use super::error::{Mistake, Place, Problem};
 use super::schema::{Fate, KEYS, Key, Owner};
 use super::tree::{Node, Origin, Scalar, Value};
 use super::yaml;
+use crate::upstream::is_unusable_proxy;
 
 const OWN: &str = "MILLRACE_";
 const REGISTRY: &str = "REGISTRY_";
@@ -18,7 +19,7 @@ const REGISTRY: &str = "REGISTRY_";
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) mistakes: Vec<Mistake>,
-    /// Variables of the registry's that it does not know either.
+    /// Variables of the registry's that it does not know either, and of proxies that are none.
     pub(super) warnings: Vec<Mistake>,
 }
 
@@ -34,6 +35,7 @@ pub(super) fn apply(
     let mut outcome = Outcome::default();
     for (name, value) in variables {
         let Some((owner, rest)) = prefix(&name) else {
+            outcome.warnings.extend(unusable_proxy(&name, &value));
             continue;
         };
         match find(tree, upstreams, owner, rest) {
@@ -56,6 +58,15 @@ pub(super) fn apply(
         }
     }
     outcome
+}
+
+/// Says that a variable for a proxy names none. The clients of upstreams read it, not this file.
+fn unusable_proxy(name: &str, value: &str) -> Option<Mistake> {
+    is_unusable_proxy(name, value).then(|| Mistake {
+        place: Place::Variable(name.into()),
+        key: String::new(),
+        problem: Problem::UnusableProxy,
+    })
 }
 
 fn prefix(name: &str) -> Option<(Owner, &str)> {

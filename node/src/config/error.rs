@@ -164,6 +164,13 @@ pub enum Problem {
         /// The variable that was probably meant.
         nearest: Option<String>,
     },
+    /// The variable is for a proxy and is written wrongly; its value is not repeated, for a password
+    /// may be in it.
+    #[error(
+        "names no proxy that can be used; it must be http://[user:password@]host:port, or https \
+         instead of http, with %2F %3A %40 for / : @ of a password"
+    )]
+    UnusableProxy,
     /// The key decides who may read, how traffic is protected or where data lives, and is not
     /// implemented: to start without it would not be what was asked for.
     #[error("not supported by this version: {advice}")]

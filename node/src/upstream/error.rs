@@ -215,6 +215,14 @@ pub enum Outage {
     /// No connection: name resolution, TCP or TLS failed.
     #[error("cannot connect: {0}")]
     Connect(Arc<str>),
+    /// No connection by way of a proxy: it is not there, it refuses, or TLS behind it failed.
+    #[error("cannot connect through the proxy {proxy}: {cause}")]
+    Proxy {
+        /// The proxy as `http://host:port`.
+        proxy: Arc<str>,
+        /// What happened.
+        cause: Arc<str>,
+    },
     /// No headers within `timeouts.response`.
     #[error("no answer within {0:?}")]
     Silent(Duration),

@@ -274,9 +274,11 @@ fn is_passing(error: &FetchError) -> bool {
         _ => return false,
     };
     match reason {
-        Outage::Connect(_) | Outage::Silent(_) | Outage::Broken(_) | Outage::TokenService(_) => {
-            true
-        }
+        Outage::Connect(_)
+        | Outage::Proxy { .. }
+        | Outage::Silent(_)
+        | Outage::Broken(_)
+        | Outage::TokenService(_) => true,
         Outage::Status(status) => *status != 501,
         Outage::Interrupted | Outage::Stalled => true,
         Outage::Deadline | Outage::BreakerOpen | Outage::Credentials(_) => false,

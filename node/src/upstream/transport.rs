@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderValue, LOCATION};
-use http::{HeaderMap, Method, Uri};
-use hyper_util::client::proxy::matcher::Matcher;
+use http::{HeaderMap, Method, StatusCode};
 use reqwest::{Certificate, Client, ClientBuilder, Response};
 use tokio::time::Instant;
 use url::Url;
@@ -20,6 +19,7 @@ use super::address::{PublicResolver, is_private_address, is_private_literal};
 use super::config::UpstreamConfig;
 use super::error::{Defect, Outage, SetupError};
 use super::names::host_and_port;
+use super::proxies::{self, Proxies};
 use super::shortage::{Alarm, Shortage};
 
 /// Largest body of a refusal that is read, in bytes: what it says stands at its beginning.
@@ -35,8 +35,7 @@ pub(super) struct Clients {
     plain: Client,
     /// For hosts that an upstream names: connects to public addresses only.
     guarded: Client,
-    /// What `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say, as the clients read it too.
-    proxies: Arc<Matcher>,
+    proxies: Arc<Proxies>,
     pub(super) alarm: Arc<Alarm>,
 }
 
@@ -81,7 +80,7 @@ impl ClientPool {
         let clients = Clients {
             plain: build(Client::builder())?,
             guarded: build(Client::builder().dns_resolver(PublicResolver))?,
-            proxies: Arc::new(Matcher::from_system()),
+            proxies: Arc::new(Proxies::of_environment()),
             alarm: self.alarm.clone(),
         };
         self.built.insert(key, clients.clone());
@@ -182,7 +181,8 @@ impl Clients {
     /// Sends one request and returns the headers of its answer, whatever they say.
     ///
     /// # Errors
-    /// An outage when no headers come, or a shortage when that is this node's fault;
+    /// An outage when no headers come or a proxy asks for a login, or a shortage when that is this
+    /// node's fault;
     /// [`Defect::PrivateAddress`] when the host is not to be contacted.
     /// # Cancel safety
     /// Dropping the future closes the connection.
@@ -197,18 +197,19 @@ impl Clients {
             headers,
             may_be_private,
         } = exchange;
+        let proxy = self.proxies.before(url);
         let client = if may_be_private {
             &self.plain
         } else {
-            self.client_for_stranger(url)?
+            self.client_for_stranger(url, proxy.is_some())?
         };
         let mut request = client.request(method, url.clone()).headers(headers);
         // Bodies are hashed and cut into ranges: they must be the bytes that the digest is of.
         request = request.header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let limit = patience.until.min(Instant::now() + patience.response);
         match tokio::time::timeout_at(limit, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(failure(url, error)),
+            Ok(Ok(response)) => not_from_proxy(response, proxy),
+            Ok(Err(error)) => Err(failure(url, proxy, error)),
             Err(_) if limit == patience.until => Err(ExchangeError::Outage(Outage::Deadline)),
             Err(_) => Err(ExchangeError::Outage(Outage::Silent(patience.response))),
         }
@@ -218,17 +219,30 @@ impl Clients {
     ///
     /// Behind a proxy it is the proxy that resolves names and so decides what they reach; here
     /// only literal addresses can be refused.
-    fn client_for_stranger(&self, url: &Url) -> Result<&Client, ExchangeError> {
+    fn client_for_stranger(&self, url: &Url, is_proxied: bool) -> Result<&Client, ExchangeError> {
         if is_private_literal(url) {
             return Err(ExchangeError::Defect(Defect::PrivateAddress(host(url))));
         }
-        let uri: Option<Uri> = url.as_str().parse().ok();
-        let proxied = uri.is_some_and(|uri| self.proxies.intercept(&uri).is_some());
-        Ok(if proxied { &self.plain } else { &self.guarded })
+        Ok(if is_proxied {
+            &self.plain
+        } else {
+            &self.guarded
+        })
     }
 }
 
-fn failure(url: &Url, error: reqwest::Error) -> ExchangeError {
+/// Passes an answer on, unless it is a proxy's that wants a login: an upstream never says so.
+fn not_from_proxy(response: Response, proxy: Option<Arc<str>>) -> Result<Response, ExchangeError> {
+    match proxy {
+        Some(proxy) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            let cause = proxies::WANTS_LOGIN.into();
+            Err(ExchangeError::Outage(Outage::Proxy { proxy, cause }))
+        }
+        _ => Ok(response),
+    }
+}
+
+fn failure(url: &Url, proxy: Option<Arc<str>>, error: reqwest::Error) -> ExchangeError {
     let error = error.without_url();
     if is_private_address(&error) {
         return ExchangeError::Defect(Defect::PrivateAddress(host(url)));
@@ -237,10 +251,16 @@ fn failure(url: &Url, error: reqwest::Error) -> ExchangeError {
     if !error.is_connect() {
         return ExchangeError::Outage(Outage::Broken(cause));
     }
-    match Shortage::behind(&error) {
-        Some(shortage) => ExchangeError::Shortage(shortage),
-        None => ExchangeError::Outage(Outage::Connect(cause)),
+    if let Some(shortage) = Shortage::behind(&error) {
+        return ExchangeError::Shortage(shortage);
     }
+    ExchangeError::Outage(match proxy {
+        Some(proxy) => Outage::Proxy {
+            proxy,
+            cause: proxies::in_words(&cause).into(),
+        },
+        None => Outage::Connect(cause),
+    })
 }
 
 fn host(url: &Url) -> Arc<str> {

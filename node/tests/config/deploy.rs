@@ -137,11 +137,15 @@ fn the_unit_is_not_started_again_and_again_for_a_mistake_in_the_configuration() 
 }
 
 /// What clients are told with a 503, one of each kind that the README explains.
-fn troubles() -> [PullError; 6] {
+fn troubles() -> [PullError; 7] {
     let upstream: Arc<str> = "docker.io".into();
-    let unavailable = FetchError::Unavailable {
+    let unavailable = |reason| FetchError::Unavailable {
         upstream: Arc::clone(&upstream),
-        reason: Outage::BreakerOpen,
+        reason,
+    };
+    let proxied = Outage::Proxy {
+        proxy: "http://proxy.corp:3128".into(),
+        cause: "it refuses the connection".into(),
     };
     let limited = FetchError::RateLimited {
         upstream: Arc::clone(&upstream),
@@ -153,7 +157,7 @@ fn troubles() -> [PullError; 6] {
         limit: 64,
     };
     let shortage = FetchError::Shortage {
-        upstream,
+        upstream: Arc::clone(&upstream),
         shortage: Shortage::OpenFiles,
     };
     let crowded = PullError::Crowded {
@@ -166,10 +170,11 @@ fn troubles() -> [PullError; 6] {
         missing: 3,
     };
     [
-        unavailable.into(),
+        unavailable(Outage::BreakerOpen).into(),
         limited.into(),
         crowded,
         busy.into(),
+        unavailable(proxied).into(),
         shortage.into(),
         incomplete,
     ]

@@ -139,3 +139,18 @@ fn unknown_variables_of_the_registry_are_only_warned_of() {
         "{warnings:?}"
     );
 }
+
+#[test]
+fn a_proxy_that_cannot_be_used_is_told_without_its_password() {
+    let env = [
+        ("HTTPS_PROXY", "http://user:hunter@2@proxy:3128"),
+        ("http_proxy", "http://user:hunter2@proxy:3128"),
+        ("NO_PROXY", "10.0.0.0/8"),
+    ];
+    let loaded = load("", &env).unwrap_or_else(|error| panic!("{error}"));
+    let warnings: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let begins = "environment variable HTTPS_PROXY: names no proxy that can be used";
+    assert!(warnings[0].starts_with(begins), "{warnings:?}");
+    assert!(!warnings[0].contains("hunter"), "{warnings:?}");
+}
