@@ -1,9 +1,10 @@
 # make test    installs what the tests use, builds, runs every test of the workspace
+# make static  builds the static program as deploy/Dockerfile does, and runs it in an empty root
 # make lint    format, clippy, docs, licences and sources of dependencies, unused dependencies
 # make bench   the benchmarks: one node against docker-registry and nginx, two nodes against TLS,
 #              whole clusters (as root), look-ups on the ring
 
-.PHONY: test lint bench test-tools lint-tools
+.PHONY: test static lint bench test-tools lint-tools
 
 test: test-tools
 	cargo build --locked --workspace --bins --tests --examples
@@ -14,6 +15,9 @@ test: test-tools
 		echo cargo test --locked --workspace -- --test-threads=2; \
 		cargo test --locked --workspace -- --test-threads=2; \
 	fi
+
+static: test-tools
+	scripts/check-static
 
 test-tools:
 	scripts/install-test-tools
