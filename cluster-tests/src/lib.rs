@@ -24,6 +24,7 @@
 //! descriptors  taking file descriptors away from it
 //! clock      a clock of processes that is set back and forth
 //! trace      what a node does to its files, and in which order
+//! processes  keeping it from starting others
 //! component  the programs of the distribution that tests use
 //! ```
 
@@ -44,6 +45,7 @@ pub mod netns;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod processes;
 pub mod proxy;
 pub mod repository;
 pub mod trace;

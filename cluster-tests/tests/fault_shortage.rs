@@ -6,13 +6,19 @@ use std::time::Duration;
 use anyhow::Result;
 use millrace_cluster_tests::condition::eventually;
 use millrace_cluster_tests::descriptors::Starved;
-use millrace_cluster_tests::fake::{Fake, Guard, Scene, code_of, noise};
+use millrace_cluster_tests::fake::{Fake, Guard, Image, Scene, code_of, noise};
+use millrace_cluster_tests::processes::Alone;
+use tempfile::TempDir;
 
 /// With three tries each, more failures in a row than a breaker allows.
 const REQUESTS: usize = 3;
 
 /// What the log says of it.
 const LOGGED: &str = "the cause is on this node";
+
+/// What a client is told who cannot be served for want of descriptors, and of processes.
+const NO_FILES: &str = "too many open files; raise the limit";
+const NO_PROCESSES: &str = "no more processes can be started; raise the limit";
 
 /// How long a client waits that is not let in: time for several tries to accept it.
 const IMPATIENT: Duration = Duration::from_millis(500);
@@ -25,13 +31,12 @@ async fn settle(scene: &Scene) {
 }
 
 /// Demands that a client is told what this node lacks.
-async fn assert_told(scene: &Scene) -> Result<()> {
+async fn assert_told(scene: &Scene, words: &str) -> Result<()> {
     let answer = scene.send(scene.manifest("app", "latest")).await?;
     assert_eq!(answer.status(), 503);
     assert_eq!(code_of(&answer).as_deref(), Some("UNAVAILABLE"));
     let text = String::from_utf8_lossy(&answer.body).into_owned();
-    let told = text.contains("too many open files; raise the limit");
-    assert!(told, "{text}");
+    assert!(text.contains(words), "{text}");
     Ok(())
 }
 
@@ -56,7 +61,7 @@ async fn a_node_without_descriptors_blames_nobody_and_says_what_to_do() -> Resul
     // One for the client; none is left for the upstream.
     let starved = Starved::leave(scene.node.process_id(), 1).await?;
     for _ in 0..REQUESTS {
-        assert_told(&scene).await?;
+        assert_told(&scene, NO_FILES).await?;
     }
     assert!(scene.fake.records().is_empty());
     drop(starved);
@@ -64,10 +69,8 @@ async fn a_node_without_descriptors_blames_nobody_and_says_what_to_do() -> Resul
     scene.pull("app", "latest", &image).await
 }
 
-#[tokio::test]
-async fn a_helper_that_cannot_be_started_for_want_of_descriptors_is_held_against_nobody()
--> Result<()> {
-    let folder = tempfile::tempdir()?;
+/// A node that gets its login from a helper, before an upstream that wants it, with an image.
+async fn helped(folder: &TempDir) -> Result<(Scene, Image)> {
     let helper = folder.path().join("helper");
     std::fs::write(
         &helper,
@@ -83,13 +86,35 @@ async fn a_helper_that_cannot_be_started_for_want_of_descriptors_is_held_against
     })
     .await?;
     settle(&scene).await;
+    Ok((scene, image))
+}
+
+#[tokio::test]
+async fn a_helper_that_cannot_be_started_for_want_of_descriptors_is_held_against_nobody()
+-> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (scene, image) = helped(&folder).await?;
     // One for the client and one for the upstream; none is left for the helper.
     let starved = Starved::leave(scene.node.process_id(), 2).await?;
     for _ in 0..REQUESTS {
-        assert_told(&scene).await?;
+        assert_told(&scene, NO_FILES).await?;
     }
     assert!(!scene.fake.records().is_empty(), "the upstream was asked");
     drop(starved);
+    assert_blameless(&scene).await?;
+    scene.pull("app", "latest", &image).await
+}
+
+#[tokio::test]
+async fn a_helper_that_cannot_be_started_for_want_of_processes_is_held_against_nobody() -> Result<()>
+{
+    let folder = tempfile::tempdir()?;
+    let (scene, image) = helped(&folder).await?;
+    let alone = Alone::keep(scene.node.process_id())?;
+    for _ in 0..REQUESTS {
+        assert_told(&scene, NO_PROCESSES).await?;
+    }
+    drop(alone);
     assert_blameless(&scene).await?;
     scene.pull("app", "latest", &image).await
 }

@@ -101,12 +101,9 @@ impl From<CredentialError> for LoginError {
 }
 
 impl LoginError {
-    /// Takes the system's answer; `otherwise` says what failed if it is not for want of something.
-    fn of(error: &io::Error, otherwise: impl FnOnce(io::ErrorKind) -> CredentialError) -> Self {
-        match Shortage::of(error) {
-            Some(shortage) => Self::Shortage(shortage),
-            None => otherwise(error.kind()).into(),
-        }
+    /// Takes what is known of a failure: that this node lacks something, or else `otherwise`.
+    fn of(shortage: Option<Shortage>, otherwise: CredentialError) -> Self {
+        shortage.map_or_else(|| otherwise.into(), Self::Shortage)
     }
 }
 
@@ -170,13 +167,12 @@ impl Credentials {
             Self::Anonymous => Ok(None),
             Self::Fixed(login) => Ok(Some(login.clone())),
             Self::File { username, path } => {
-                let failed = |kind| CredentialError::File {
-                    path: path.clone(),
-                    kind,
+                let failed = |error: io::Error| {
+                    let (path, kind) = (path.clone(), error.kind());
+                    let otherwise = CredentialError::File { path, kind };
+                    LoginError::of(Shortage::of(&error), otherwise)
                 };
-                let text = read_bounded(path)
-                    .await
-                    .map_err(|error| LoginError::of(&error, failed))?;
+                let text = read_bounded(path).await.map_err(failed)?;
                 let password = Secret::new(text.trim_end_matches(['\r', '\n']));
                 Ok(Some(Login {
                     username: username.clone(),

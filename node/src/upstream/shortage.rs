@@ -32,6 +32,9 @@ pub enum Shortage {
          or look for what holds connections"
     )]
     Ports,
+    /// Processes or threads, of this user or of the control group.
+    #[error("no more processes can be started; raise the limit (TasksMax= of systemd, ulimit -u)")]
+    Processes,
 }
 
 impl Shortage {
@@ -51,7 +54,17 @@ impl Shortage {
         File::open("/dev/null").err().as_ref().and_then(Self::of)
     }
 
-    /// Finds one in the answer of the system to a call.
+    /// Finds one in the answer of the system to the start of a program.
+    ///
+    /// `EAGAIN` means this there only: elsewhere it is said of what has not come yet.
+    pub(super) fn of_start(error: &io::Error) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            Errno::AGAIN => Some(Self::Processes),
+            _ => Self::of(error),
+        }
+    }
+
+    /// Finds one in the answer of the system to another call.
     pub(super) fn of(error: &io::Error) -> Option<Self> {
         match Errno::from_io_error(error)? {
             Errno::MFILE | Errno::NFILE => Some(Self::OpenFiles),
@@ -111,6 +124,20 @@ mod tests {
         }
         let unresolved = io::Error::other("failed to lookup address information");
         assert_eq!(Shortage::behind(&Wrapped(unresolved)), None);
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_forked_is_a_shortage_and_one_that_is_missing_is_none() {
+        for (errno, found) in [
+            (Errno::AGAIN, Some(Shortage::Processes)),
+            (Errno::NOMEM, Some(Shortage::Memory)),
+            (Errno::MFILE, Some(Shortage::OpenFiles)),
+            (Errno::NOENT, None),
+            (Errno::ACCESS, None),
+        ] {
+            assert_eq!(Shortage::of_start(&errno.into()), found, "{errno:?}");
+        }
+        assert_eq!(Shortage::of(&Errno::AGAIN.into()), None);
     }
 
     #[test]

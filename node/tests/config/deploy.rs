@@ -137,7 +137,7 @@ fn the_unit_is_not_started_again_and_again_for_a_mistake_in_the_configuration() 
 }
 
 /// What clients are told with a 503, one of each kind that the README explains.
-fn troubles() -> [PullError; 7] {
+fn troubles() -> [PullError; 8] {
     let upstream: Arc<str> = "docker.io".into();
     let unavailable = |reason| FetchError::Unavailable {
         upstream: Arc::clone(&upstream),
@@ -156,9 +156,9 @@ fn troubles() -> [PullError; 7] {
         upstream: Arc::clone(&upstream),
         limit: 64,
     };
-    let shortage = FetchError::Shortage {
+    let shortage = |shortage| FetchError::Shortage {
         upstream: Arc::clone(&upstream),
-        shortage: Shortage::OpenFiles,
+        shortage,
     };
     let crowded = PullError::Crowded {
         upstream: "docker.io".to_owned(),
@@ -175,7 +175,8 @@ fn troubles() -> [PullError; 7] {
         crowded,
         busy.into(),
         unavailable(proxied).into(),
-        shortage.into(),
+        shortage(Shortage::OpenFiles).into(),
+        shortage(Shortage::Processes).into(),
         incomplete,
     ]
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::super::config::ExecConfig;
 use super::super::error::CredentialError;
 use super::super::secret::Secret;
+use super::super::shortage::Shortage;
 use super::{Login, LoginError, MAX_SECRET_BYTES};
 
 /// How long a helper may run: it may have to ask a cloud, but a client is waiting.
@@ -84,11 +85,11 @@ impl Helper {
 
     /// Runs `<command> get` with the host on its standard input.
     async fn run(&self) -> Result<Login, LoginError> {
-        let start = |kind| CredentialError::Start {
-            command: self.command.clone(),
-            kind,
+        let start = |error: io::Error| {
+            let (command, kind) = (self.command.clone(), error.kind());
+            let otherwise = CredentialError::Start { command, kind };
+            LoginError::of(Shortage::of_start(&error), otherwise)
         };
-        let start = |error: io::Error| LoginError::of(&error, start);
         let mut child = Command::new(&*self.command)
             .arg("get")
             .stdin(Stdio::piped())
