@@ -8,6 +8,10 @@ use millrace_cluster_tests::node::Node;
 use serde_json::json;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// What a client is told of content that is nothing it could know.
+const BYTES: &str = "application/octet-stream";
 
 /// Two registries that have the same index under the same tag, and the index.
 async fn twins() -> Result<(Fake, Fake, Bytes)> {
@@ -66,4 +70,41 @@ async fn another_registrys_word_changes_no_type() -> Result<()> {
     node.restart().await?;
     assert_eq!(type_of(&node, "one", &digest, &index).await?, INDEX);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_type_that_nobody_states_is_the_one_that_the_manifest_is_of() -> Result<()> {
+    let fake = Fake::start().await?;
+    let config = fake.add_blob("app", "{}");
+    let config = json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": 2});
+    let image = json!({"schemaVersion": 2, "config": config, "layers": []}).to_string();
+    let digest = fake.add_manifest("app", "", image.clone());
+    let child = json!({"mediaType": IMAGE, "digest": digest, "size": image.len()});
+    let index = json!({"schemaVersion": 2, "manifests": [child]}).to_string();
+    let strange = json!({"schemaVersion": 2}).to_string();
+    let unstated = When::get("/manifests/");
+    fake.on(unstated, Then::healthy().without("Content-Type"));
+    let mut node = Node::builder().upstream("one", &fake.url()).start().await?;
+    let contents = [(image, IMAGE), (index, INDEX), (strange, BYTES)];
+    for (content, _) in &contents {
+        let digest = fake.add_manifest("app", "", content.clone());
+        fake.set_tag("app", &tag_of(content), &digest);
+    }
+    for _ in 0..2 {
+        for (content, expected) in &contents {
+            let content = Bytes::from(content.clone());
+            let digest = sha256(&content).to_string();
+            for reference in [tag_of(&content), digest] {
+                let found = type_of(&node, "one", &reference, &content).await?;
+                assert_eq!(found, *expected, "{reference}");
+            }
+        }
+        node.restart().await?;
+    }
+    Ok(())
+}
+
+/// Returns a tag for a manifest.
+fn tag_of(content: impl AsRef<[u8]>) -> String {
+    format!("v{}", content.as_ref().len())
 }

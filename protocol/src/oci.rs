@@ -9,6 +9,7 @@ pub mod error_code;
 pub mod manifest;
 pub mod reference;
 pub mod route;
+mod shape;
 
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};

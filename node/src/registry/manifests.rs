@@ -80,12 +80,14 @@ fn describe(manifest: &ManifestHeadAnswer, reference: &Reference, asked: &Header
 
 /// The exact type as a header, without an allocation for the usual ones.
 ///
-/// A type that is no header value came from no header; such a manifest is bytes to everyone.
+/// A type that is no header value came from no header, and one that is empty from nowhere; such a
+/// manifest is bytes to everyone.
 fn media_type(media_type: &MediaType) -> HeaderValue {
     let text = media_type.as_str();
+    let bytes = || HeaderValue::from_static("application/octet-stream");
     match MediaType::MANIFESTS.iter().find(|&&known| known == text) {
         Some(known) => HeaderValue::from_static(known),
-        None => HeaderValue::from_str(text)
-            .unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream")),
+        None if text.is_empty() => bytes(),
+        None => HeaderValue::from_str(text).unwrap_or_else(|_| bytes()),
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use millrace_protocol::oci::manifest::MAX_MANIFEST_BYTES;
-use millrace_protocol::oci::{Digest, Manifest, MediaType, Reference, RepositoryName};
+use millrace_protocol::oci::{Digest, MediaType, Reference, RepositoryName};
 use tokio::time::Instant;
 
 use super::Inner;
@@ -35,7 +35,8 @@ pub struct ManifestHead {
 pub struct FetchedManifest {
     /// The bytes, at most 8 MiB.
     pub bytes: Bytes,
-    /// The type that the upstream states, else the manifest of itself; empty when neither does.
+    /// The type that the upstream states, else the manifest's own; empty when that has none that is
+    /// known, and clients are then told that it is bytes.
     pub media_type: MediaType,
     /// The digest that the upstream states, to be compared and not to be believed.
     pub stated_digest: Option<Digest>,
@@ -74,7 +75,7 @@ impl Inner {
         let headers = answer.response.headers();
         let (stated_digest, media_type) = (digest(headers), media_type(headers));
         let bytes = self.read(answer, &request.subject, deadline).await?;
-        let own_type = || Manifest::parse(&bytes).ok()?.media_type;
+        let own_type = || MediaType::of_manifest(&bytes);
         Ok(FetchedManifest {
             media_type: media_type.or_else(own_type).unwrap_or_default(),
             bytes,
