@@ -16,13 +16,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use door::{Door, digest_of, large_blob, open_on, provider};
-use millrace::registry::{Admission, Config, Htpasswd, Terms};
+use millrace::registry::{self, Admission, Config, Htpasswd, Terms};
 use millrace::task::Tasks;
 use millrace::tls::{ClientAuth, Tls};
 use pki::{Pki, shorten, shown, talk};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use wire::{get, head, send};
 
 /// Longest time for what happens at once.
@@ -248,24 +249,41 @@ async fn who_stalls_in_the_handshake_holds_up_nobody() {
     }
 }
 
-#[tokio::test]
-async fn who_stops_reading_does_not_hold_a_connection_that_has_ended() {
-    let pki = Pki::new();
-    pki.install(&pki.sign("mirror.test", LATER));
+/// Buffers on the way to a client that have hardly any room, whatever the system's settings are.
+const NARROW_BYTES: usize = 4096;
+
+/// A door and a connection to it with little room between them.
+async fn open_narrow(pki: &Pki, config: Config) -> (Door, TcpStream) {
     provider();
-    let config = Config {
-        // Enough to fill every buffer on the way to the client.
-        drain_timeout: Duration::from_millis(500),
-        ..Config::default()
-    };
     let terms = Terms {
         tls: Some(Tls::load(pki.files(None)).expect("loads")),
         ..Terms::default()
     };
-    let door = open_on(config, terms).await;
+    let listener = registry::listen(([127, 0, 0, 1], 0).into()).expect("a free port");
+    // What is accepted inherits it.
+    set_socket_send_buffer_size(&listener, NARROW_BYTES).expect("a smaller buffer");
+    let folder = TempDir::new().expect("a folder");
+    let door = door::open_at(listener, folder, config, terms).await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let room = NARROW_BYTES.try_into().expect("a small number");
+    socket.set_recv_buffer_size(room).expect("a smaller buffer");
+    let stream = socket.connect(door.address).await.expect("connects");
+    (door, stream)
+}
+
+#[tokio::test]
+async fn who_stops_reading_does_not_hold_a_connection_that_has_ended() {
+    let pki = Pki::new();
+    pki.install(&pki.sign("mirror.test", LATER));
+    let config = Config {
+        // Enough to fill what little room there is.
+        drain_timeout: Duration::from_millis(500),
+        ..Config::default()
+    };
+    let (door, stream) = open_narrow(&pki, config).await;
     let mut metrics = prometheus_client::registry::Registry::default();
     door.registry.register_metrics(&mut metrics);
-    let stream = pki.connect(door.address, &V13, None).await;
+    let stream = pki.greet(stream, &V13, None).await;
     let mut stream = stream.expect("a handshake");
     let url = format!("/v2/library/app/blobs/{}", digest_of(large_blob()));
     let request = head("GET", &url, &[], "keep-alive");
@@ -276,6 +294,10 @@ async fn who_stops_reading_does_not_hold_a_connection_that_has_ended() {
     prometheus_client::encoding::text::encode(&mut text, &metrics).expect("encodes");
     let line = "millrace_registry_open_connections 0";
     assert!(text.contains(line), "{text}");
+    // The end of TLS, which is said last, found no room: that is what nobody waited for.
+    let rest = stream.read_to_end(&mut Vec::new()).await;
+    let error = rest.expect_err("there was room for all of it");
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "{error}");
 }
 
 #[tokio::test]

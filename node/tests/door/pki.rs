@@ -96,6 +96,17 @@ impl Pki {
         versions: &[&'static rustls::SupportedProtocolVersion],
         own: Option<&Signed>,
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(address).await?;
+        self.greet(stream, versions, own).await
+    }
+
+    /// Begins TLS on a connection.
+    pub(crate) async fn greet(
+        &self,
+        stream: TcpStream,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        own: Option<&Signed>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots
             .add(self.authority.der().clone())
@@ -111,7 +122,6 @@ impl Pki {
             }
             None => builder.with_no_client_auth(),
         };
-        let stream = TcpStream::connect(address).await?;
         let name = ServerName::try_from("mirror.test").expect("a name");
         TlsConnector::from(Arc::new(config))
             .connect(name, stream)

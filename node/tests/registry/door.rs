@@ -10,6 +10,7 @@ use millrace::task::Tasks;
 use millrace::upstream::{self, Upstreams};
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 use super::fake::{Fake, Reply, Seen};
 
@@ -52,6 +53,17 @@ pub(crate) async fn open_on(config: registry::Config, terms: Terms) -> Door {
 
 /// Opens a door before a store in `folder`.
 pub(crate) async fn open_in(folder: TempDir, config: registry::Config, terms: Terms) -> Door {
+    let listener = registry::listen(([127, 0, 0, 1], 0).into()).expect("a free port");
+    open_at(listener, folder, config, terms).await
+}
+
+/// Opens a door at `listener`, before a store in `folder`.
+pub(crate) async fn open_at(
+    listener: TcpListener,
+    folder: TempDir,
+    config: registry::Config,
+    terms: Terms,
+) -> Door {
     provider();
     let (upstream, tasks) = (Fake::start(answer).await, Tasks::default());
     let upstreams = Upstreams::new(&upstream_config(&upstream), &tasks).expect("sets up");
@@ -63,8 +75,6 @@ pub(crate) async fn open_in(folder: TempDir, config: registry::Config, terms: Te
     let store = Store::open(&store, &tasks).await.expect("opens");
     let puller = Puller::new(pull::Config::default(), store, None, &tasks);
     let registry = Registry::new(config, puller, upstreams);
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = registry::listen(any).expect("a free port");
     let address = listener.local_addr().expect("bound");
     let running = registry.serve(vec![registry::Door::new(listener, terms)]);
     Door {
