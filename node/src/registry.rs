@@ -1,15 +1,17 @@
 //! The clients' door: the registry API over HTTP/1.1.
 //!
 //! A request goes through the files like this: `serve` accepts connections at a `door`, `greet`
-//! begins one, `connection` carries its `stream` and `activity` watches it; `auth` knows who asks; `routes` takes the URL apart and chooses `manifests`, `blobs`
-//! (with `multipart`), `tags` or `referrers`, which ask the pull room; `conditional` knows
-//! validators; `respond` turns every failure into what moves this client on; `body` counts the
-//! bytes on their way out and writes the access log; `outlet` sends files past the HTTP library.
+//! begins one, `connection` carries its `stream` and `activity` watches it; `auth` knows who asks;
+//! `routes` takes the URL apart and chooses `manifests`, `blobs` (with `multipart`), `tags` or
+//! `referrers`, which ask the pull room and make an `answer`; `conditional` knows validators;
+//! `respond` turns every failure into the answer that moves this client on; `body` counts the bytes
+//! on their way out and writes the access log; `outlet` sends files past the HTTP library.
 //!
 //! This room decides nothing about where content comes from, and reads nothing that a client
 //! sends beside the head of its requests.
 
 mod activity;
+mod answer;
 pub mod auth;
 mod blobs;
 mod body;

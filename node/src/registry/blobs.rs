@@ -16,10 +16,11 @@ use millrace_protocol::oci::Digest;
 
 use crate::pull::{BlobHead, OpenBlob, Origin, PullError, Puller, Source};
 
+use super::answer::{self, Answer, DOCKER_CONTENT_DIGEST, IMMUTABLE};
 use super::body::Content;
 use super::conditional::Validator;
 use super::multipart;
-use super::respond::{self, Answer, DOCKER_CONTENT_DIGEST, Failure, IMMUTABLE, Wanted};
+use super::respond::{Failure, Wanted};
 
 static BYTES: HeaderValue = HeaderValue::from_static("bytes");
 static OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
@@ -109,7 +110,7 @@ async fn single(
         range: Some(range),
         size,
     };
-    let range = respond::content_range(&range);
+    let range = answer::content_range(&range);
     answer.headers.insert(CONTENT_RANGE, range);
     answer.content = Content::Blob(content);
     Ok(answer)

@@ -9,9 +9,10 @@ use millrace_protocol::oci::{MediaType, Reference};
 
 use crate::pull::{ManifestAnswer, ManifestHeadAnswer, Origin, PullError, Puller};
 
+use super::answer::{Answer, DOCKER_CONTENT_DIGEST, IMMUTABLE};
 use super::body::Content;
 use super::conditional::Validator;
-use super::respond::{Answer, DOCKER_CONTENT_DIGEST, Failure, IMMUTABLE, Wanted};
+use super::respond::{Failure, Wanted};
 
 /// Answers a `GET`.
 pub(super) async fn get(

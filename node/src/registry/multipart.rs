@@ -16,8 +16,8 @@ use millrace_protocol::oci::Digest;
 
 use crate::pull::{BlobBody, OpenBlob, Piece, PullError};
 
+use super::answer::Answer;
 use super::body::Content;
-use super::respond::Answer;
 
 /// Longest boundary that fits the 70 characters which the format allows.
 const BOUNDARY_BYTES: usize = 64;

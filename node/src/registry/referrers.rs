@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use crate::pull::{Origin, Puller};
 
-use super::respond::{Answer, Failure, OCI_FILTERS_APPLIED, Wanted};
+use super::answer::{Answer, OCI_FILTERS_APPLIED};
+use super::respond::{Failure, Wanted};
 
 /// The only filter that the specification knows.
 const ARTIFACT_TYPE: &str = "artifactType";

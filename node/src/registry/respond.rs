@@ -1,92 +1,27 @@
-//! Answers, and the one place where errors become HTTP.
+//! The one place where errors become HTTP.
 //!
 //! What a client is told decides whether it goes to its next registry, tries again, or gives up;
 //! the mapping is CLIENT-CONTRACT F3 to F6. An upstream's 401, 403 or 429 is never passed on.
 
 use std::error::Error;
 
-use bytes::Bytes;
+use http::StatusCode;
 use http::header::{
-    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName,
-    HeaderValue, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
+    ACCEPT_RANGES, ALLOW, CONTENT_RANGE, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT,
+    WWW_AUTHENTICATE,
 };
-use http::{Method, StatusCode};
 use millrace_protocol::byte_range::ContentRange;
-use millrace_protocol::oci::{ERROR_MEDIA_TYPE, ErrorCode};
+use millrace_protocol::oci::ErrorCode;
 
-use crate::pull::{PullError, Source};
+use crate::pull::PullError;
 use crate::upstream::FetchError;
 
-use super::body::Content;
+use super::answer::{Answer, content_range};
 use super::config::UnavailableBlob;
-
-/// Digest of the content, which all clients check.
-pub(super) static DOCKER_CONTENT_DIGEST: HeaderName =
-    HeaderName::from_static("docker-content-digest");
-/// Version of the API; old clients look for it.
-pub(super) static API_VERSION: HeaderName =
-    HeaderName::from_static("docker-distribution-api-version");
-/// Name of the upstream that the request was resolved to.
-pub(super) static OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
-/// What a list of referrers was filtered by.
-pub(super) static OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
-/// Where the content comes from.
-pub(super) static MILLRACE_SOURCE: HeaderName = HeaderName::from_static("x-millrace-source");
-
-/// Content under a digest never changes.
-pub(super) static IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
 
 /// When a client may ask again for a blob whose download is queued here. Its place is kept, so
 /// asking costs little; and no more often than clients give up waiting.
 const CROWD_RETRY_SECONDS: u64 = 20;
-
-/// An answer before it is counted and logged.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) content: Content,
-    pub(super) source: Option<Source>,
-    /// Why this node could not answer, for the log.
-    pub(super) trouble: Option<String>,
-}
-
-impl Answer {
-    /// Makes an answer without content and without headers.
-    pub(super) fn new(status: StatusCode) -> Self {
-        Self {
-            status,
-            // Enough for a blob's headers without growing.
-            headers: HeaderMap::with_capacity(12),
-            content: Content::Empty,
-            source: None,
-            trouble: None,
-        }
-    }
-
-    /// Makes an answer of bytes in memory.
-    pub(super) fn full(status: StatusCode, media_type: HeaderValue, bytes: Bytes) -> Self {
-        let mut answer = Self::new(status);
-        answer.headers.insert(CONTENT_TYPE, media_type);
-        answer.headers.insert(CONTENT_LENGTH, bytes.len().into());
-        answer.content = Content::Full(bytes);
-        answer
-    }
-
-    /// Makes an answer of JSON.
-    pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Self {
-        let media_type = HeaderValue::from_static(ERROR_MEDIA_TYPE);
-        Self::full(status, media_type, body.into())
-    }
-
-    /// States where the content comes from.
-    pub(super) fn from(mut self, source: Source) -> Self {
-        let value = HeaderValue::from_static(source.as_str());
-        self.headers.insert(&MILLRACE_SOURCE, value);
-        self.source = Some(source);
-        self
-    }
-}
 
 /// What a client wanted when something failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,11 +160,6 @@ fn unsatisfiable(size: u64) -> Answer {
     answer
 }
 
-/// Writes the value of `Content-Range`.
-pub(super) fn content_range(range: &ContentRange) -> HeaderValue {
-    HeaderValue::try_from(range.to_string()).expect("digits and punctuation")
-}
-
 /// An error and what is behind it, for the log.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -242,16 +172,14 @@ fn with_causes(error: &dyn Error) -> String {
     text
 }
 
-/// Whether a client may use this method.
-pub(super) fn is_allowed(method: &Method) -> bool {
-    method == Method::GET || method == Method::HEAD
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use http::header::CONTENT_TYPE;
+
+    use super::super::body::Content;
     use super::*;
     use crate::upstream::error::{Limit, Outage, Subject};
 

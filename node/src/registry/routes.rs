@@ -15,11 +15,12 @@ use crate::pull::{Origin, Source};
 use crate::upstream::Upstream;
 
 use super::activity::Activity;
+use super::answer::{API_VERSION, Answer, OCI_NAMESPACE};
 use super::auth::{Caller, Htpasswd, Refused};
 use super::body::{Access, Body, Content};
 use super::greet::Guest;
 use super::metrics::Answered;
-use super::respond::{self, API_VERSION, Answer, Failure, OCI_NAMESPACE};
+use super::respond::{self, Failure};
 use super::{Registry, blobs, manifests, referrers, tags};
 
 /// What a handler reads of a request.
@@ -122,7 +123,7 @@ impl Registry {
             caller,
         };
         let endpoint = label(&route.endpoint);
-        let result = if respond::is_allowed(&request.method) {
+        let result = if is_allowed(&request.method) {
             self.dispatch(&route, &asked).await
         } else {
             Err(Failure::Method)
@@ -294,4 +295,9 @@ fn user_agent(headers: &HeaderMap) -> String {
         .and_then(|agent| agent.to_str().ok())
         .unwrap_or_default()
         .to_owned()
+}
+
+/// Whether a client may use this method.
+fn is_allowed(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
 }

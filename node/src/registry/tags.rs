@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use crate::pull::{Origin, Puller};
 
-use super::respond::{Answer, Failure, Wanted};
+use super::answer::Answer;
+use super::respond::{Failure, Wanted};
 
 #[derive(Serialize)]
 struct Tags<'a> {
