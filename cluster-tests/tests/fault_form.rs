@@ -4,6 +4,7 @@
 use anyhow::Result;
 use millrace_cluster_tests::fake::{Fake, Guard, Image, Scene, assert_whole, noise};
 use millrace_cluster_tests::http::Request;
+use millrace_cluster_tests::node::NodeBuilder;
 use millrace_protocol::oci::Digest;
 
 const LOGIN: (&str, &str) = ("mirror", "hunter2");
@@ -50,20 +51,27 @@ async fn a_blob_is_had_after_it_was_refused_as_a_manifest() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_is_private_stays_linked_after_a_refusal_in_the_other_form() -> Result<()> {
+/// A node that has an image of a private upstream, which it asks each time, and whose last word counts
+/// while it is away.
+async fn private(settings: impl FnOnce(NodeBuilder) -> NodeBuilder) -> Result<(Scene, Image)> {
     let fake = Fake::start().await?;
     fake.protect(Guard::Basic(LOGIN.0.to_owned(), LOGIN.1.to_owned()));
     let image = image(&fake);
-    // The upstream is asked each time, and its last word counts while it is away.
     let scene = Scene::of(fake, |node| {
-        node.set("upstreams/fake/username", LOGIN.0)
+        settings(node)
+            .set("upstreams/fake/username", LOGIN.0)
             .set("upstreams/fake/password", LOGIN.1)
             .set("cache/access_ttl", "0s")
     })
     .await?;
     scene.pull("app", "latest", &image).await?;
     scene.settle().await;
+    Ok((scene, image))
+}
+
+#[tokio::test]
+async fn what_is_private_stays_linked_after_a_refusal_in_the_other_form() -> Result<()> {
+    let (scene, image) = private(|node| node).await?;
     let layer = &image.layers[0];
     for (content, wrong) in [(&image.manifest, "blobs"), (layer, "manifests")] {
         assert_eq!(statuses(&scene, wrong, content).await?, [404, 404]);
@@ -77,18 +85,7 @@ async fn what_is_private_stays_linked_after_a_refusal_in_the_other_form() -> Res
 
 #[tokio::test]
 async fn what_is_private_is_withdrawn_by_a_refusal_in_its_own_form() -> Result<()> {
-    let fake = Fake::start().await?;
-    fake.protect(Guard::Basic(LOGIN.0.to_owned(), LOGIN.1.to_owned()));
-    let image = image(&fake);
-    let scene = Scene::of(fake, |node| {
-        node.set("upstreams/fake/username", LOGIN.0)
-            .set("upstreams/fake/password", LOGIN.1)
-            .set("cache/access_ttl", "0s")
-            .set("cache/negative_ttl", "0s")
-    })
-    .await?;
-    scene.pull("app", "latest", &image).await?;
-    scene.settle().await;
+    let (scene, image) = private(|node| node.set("cache/negative_ttl", "0s")).await?;
     let layer = &image.layers[0];
     scene.fake.remove_blob("app", layer);
     assert_eq!(statuses(&scene, "blobs", layer).await?, [404, 404]);

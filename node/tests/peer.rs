@@ -62,6 +62,19 @@ fn pair() -> (Node, Node) {
     nodes
 }
 
+/// Two nodes, the first with this configuration, and between them a member that is none.
+fn with_hostile(config: &Config) -> (Node, Raw, Node) {
+    let (one, hostile, other) = (Node::start(config), Raw::start(), Node::start(&quick()));
+    let members = vec![
+        one.member(),
+        other.member(),
+        member(hostile.id, 1, hostile.address()),
+    ];
+    one.members.set(members.clone());
+    other.members.set(members);
+    (one, hostile, other)
+}
+
 /// Asks something small.
 async fn ask(from: &Node, to: NodeId) -> Result<Vec<Holding>, PeerError> {
     let question = holds(&[Digest::of(Algorithm::Sha256, b"")]);
@@ -277,14 +290,7 @@ async fn who_takes_nothing_in_keeps_no_slot() {
         uploads: NonZeroU16::MIN,
         ..quick()
     };
-    let (b, hostile, c) = (Node::start(&config), Raw::start(), Node::start(&quick()));
-    let members = vec![
-        b.member(),
-        c.member(),
-        member(hostile.id, 1, hostile.address()),
-    ];
-    b.members.set(members.clone());
-    c.members.set(members);
+    let (b, hostile, c) = with_hostile(&config);
     let blob = Blob::of(192 * CHUNK);
     b.handler.blobs.lock().push(blob.clone());
     let connection = hostile

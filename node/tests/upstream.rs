@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use fake::{Fake, Reply, Seen};
 use millrace::task::Tasks;
+use millrace::upstream::error::Outage;
 use millrace::upstream::{Config, FetchError, Upstream, Upstreams};
 use millrace_protocol::oci::{Algorithm, Digest, MediaType, Reference, RepositoryName};
 use tokio::time::Instant;
@@ -87,6 +88,14 @@ async fn pull(upstream: &Upstream) -> Result<String, FetchError> {
         .fetch_manifest(&repository(), &tag(), soon())
         .await?;
     Ok(String::from_utf8(manifest.bytes.to_vec()).expect("text"))
+}
+
+/// Demands that no connection could be made.
+fn assert_unreachable(error: &FetchError) {
+    let FetchError::Unavailable { reason, .. } = error else {
+        panic!("{error}");
+    };
+    assert!(matches!(reason, Outage::Connect(_)), "{error}");
 }
 
 /// Reads a blob from `offset` to its end; returns where it began and its bytes.

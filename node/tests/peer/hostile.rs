@@ -13,7 +13,7 @@ use quinn::VarInt;
 
 use super::fake::{Node, member, quick};
 use super::raw::Raw;
-use super::{ask, holds, open, read};
+use super::{ask, holds, open, read, with_hostile};
 
 /// What a node answers to these bytes: an answer, or the code that it resets the stream with.
 async fn answer_to(connection: &quinn::Connection, bytes: &[u8], finish: bool) -> Result<u8, u64> {
@@ -82,14 +82,7 @@ async fn hostile_questions_take_nothing_down() {
 
 #[tokio::test]
 async fn ten_thousand_streams_of_one_peer_do_not_starve_another() {
-    let (b, hostile, c) = (Node::start(&quick()), Raw::start(), Node::start(&quick()));
-    let members = vec![
-        b.member(),
-        c.member(),
-        member(hostile.id, 1, hostile.address()),
-    ];
-    b.members.set(members.clone());
-    c.members.set(members);
+    let (b, hostile, c) = with_hostile(&quick());
     let connection = hostile
         .connect(b.address(), b"millrace/1")
         .await

@@ -34,6 +34,14 @@ impl Gate {
     }
 }
 
+/// What a gate is in: a connection behind noise.
+pub(in crate::cluster) trait Wire:
+    AsyncRead + AsyncWrite + Send + Unpin + 'static
+{
+}
+
+impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> Wire for C {}
+
 type Opening<M> = Pin<Box<dyn Future<Output = Result<M, Refusal>> + Send>>;
 
 impl UpgradeInfo for Gate {
@@ -45,10 +53,7 @@ impl UpgradeInfo for Gate {
     }
 }
 
-impl<C> InboundConnectionUpgrade<C> for Gate
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+impl<C: Wire> InboundConnectionUpgrade<C> for Gate {
     type Output = yamux::Muxer<C>;
     type Error = Refusal;
     type Future = Opening<Self::Output>;
@@ -63,10 +68,7 @@ where
     }
 }
 
-impl<C> OutboundConnectionUpgrade<C> for Gate
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+impl<C: Wire> OutboundConnectionUpgrade<C> for Gate {
     type Output = yamux::Muxer<C>;
     type Error = Refusal;
     type Future = Opening<Self::Output>;
@@ -82,11 +84,7 @@ where
 
 impl Admission {
     /// Proves, then has the other end prove.
-    async fn dial<C: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        peer: &PeerId,
-        io: &mut C,
-    ) -> Result<(), Refusal> {
+    async fn dial<C: Wire>(&self, peer: &PeerId, io: &mut C) -> Result<(), Refusal> {
         let peer = self.known(peer)?;
         let (mine, theirs) = exchange_nonces(io).await?;
         let talk = Talk {
@@ -110,11 +108,7 @@ impl Admission {
     }
 
     /// Has the other end prove, and proves only then.
-    async fn listen<C: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        peer: &PeerId,
-        io: &mut C,
-    ) -> Result<(), Refusal> {
+    async fn listen<C: Wire>(&self, peer: &PeerId, io: &mut C) -> Result<(), Refusal> {
         let peer = self.known(peer)?;
         let (mine, theirs) = exchange_nonces(io).await?;
         let talk = Talk {
@@ -138,9 +132,7 @@ impl Admission {
 }
 
 /// Exchanges random numbers; returns this end's and the other's.
-async fn exchange_nonces<C: AsyncRead + AsyncWrite + Unpin>(
-    io: &mut C,
-) -> Result<(Nonce, Nonce), Refusal> {
+async fn exchange_nonces<C: Wire>(io: &mut C) -> Result<(Nonce, Nonce), Refusal> {
     let mine = nonce()?;
     io.write_all(&mine).await?;
     io.flush().await?;
@@ -166,7 +158,7 @@ struct Answer {
 }
 
 impl Answer {
-    async fn read<C: AsyncRead + Unpin>(io: &mut C) -> io::Result<Self> {
+    async fn read<C: Wire>(io: &mut C) -> io::Result<Self> {
         let (mut index, mut instance, mut proof) = ([0; 1], [0; 8], [0; PROOF_BYTES]);
         io.read_exact(&mut index).await?;
         io.read_exact(&mut instance).await?;
@@ -180,7 +172,7 @@ impl Answer {
 }
 
 /// Reads the dialling end's instance and its proofs, one for each secret that it knows.
-async fn read_proofs<C: AsyncRead + Unpin>(io: &mut C) -> Result<(u64, Vec<Proof>), Refusal> {
+async fn read_proofs<C: Wire>(io: &mut C) -> Result<(u64, Vec<Proof>), Refusal> {
     let (mut instance, mut count) = ([0; 8], [0; 1]);
     io.read_exact(&mut instance).await?;
     io.read_exact(&mut count).await?;
