@@ -114,8 +114,13 @@ impl Cluster {
         let metrics = Metrics::default();
         let admission = Admission::new(me.id, me.instance, secrets, metrics.clone());
         let admission = Arc::new(admission);
-        let (swarm, listen) =
-            network::listen(config.listen_address(), identity, &admission, tasks)?;
+        let (swarm, listen) = network::listen(
+            config.listen_address(),
+            identity,
+            &admission,
+            &metrics,
+            tasks,
+        )?;
         let generation = memory.next_generation()?;
         let mut membership = Membership::new(me.id, generation, me.instance, Instant::now());
         let contacts: Vec<Contact> = memory.contacts();

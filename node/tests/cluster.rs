@@ -13,8 +13,11 @@ use tokio::sync::watch;
 
 #[path = "cluster/host.rs"]
 mod host;
+#[path = "cluster/relay.rs"]
+mod relay;
 
-use host::{Host, Relay, Site, eventually, ids, together};
+use host::{Host, Site, eventually, ids, together};
+use relay::Relay;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_nodes_that_know_one_find_all() {

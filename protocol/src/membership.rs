@@ -33,8 +33,8 @@ mod tests;
 use acquaintance::{Acquaintance, Link};
 pub use announcement::{
     Announcement, Contact, DecodeError, FORMAT, Greeting, InvalidAnnouncement, MAX_ADDRESSES,
-    MAX_ANNOUNCEMENT_BYTES, MAX_CONTACTS_TOLD, MAX_DENIED, MAX_GREETING_BYTES, Presence,
-    are_addresses, decode, encode, is_zone,
+    MAX_ANNOUNCEMENT_BYTES, MAX_CONTACTS_TOLD, MAX_DENIED, MAX_GENERATION, MAX_GREETING_BYTES,
+    Presence, are_addresses, decode, encode, is_zone,
 };
 pub use budgets::{
     AllowanceWord, BudgetWord, Budgets, InvalidBudgets, MAX_BUDGET_WORDS, MAX_BUDGETS_BYTES,
@@ -240,10 +240,13 @@ impl Membership {
     }
 
     /// Takes in how somebody else knows this node: the generation and the instance.
+    ///
+    /// A generation that leaves no later one is not believed.
     pub fn handle_known_as(&mut self, known: Option<(u64, u64)>, now: Instant) -> Recognised {
         let mine = (self.generation, self.instance);
         match known {
             Some((generation, _)) if generation < self.generation => Recognised::Fine,
+            Some((generation, _)) if generation >= MAX_GENERATION => Recognised::Implausible,
             Some(known) if known != mine => {
                 if now.saturating_duration_since(self.started) >= YOUNG {
                     return Recognised::Duplicate;

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use millrace_protocol::membership::Contact;
+use millrace_protocol::membership::{Contact, MAX_GENERATION};
 use millrace_protocol::node_id::NodeId;
 use serde::{Deserialize, Serialize};
 
@@ -54,8 +54,9 @@ impl Memory {
         let path = self.generation_path();
         let last = file::read(&path, 64).ok().flatten();
         let last = last.and_then(|content| String::from_utf8(content).ok());
-        let last: u64 = last.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        let next = last.saturating_add(1);
+        let last = last.and_then(|text| text.trim().parse().ok());
+        let last: u64 = last.filter(|last| *last < MAX_GENERATION).unwrap_or(0);
+        let next = last + 1;
         self.keep_generation(next)
             .map_err(|source| StartError::File { path, source })?;
         Ok(next)
@@ -106,8 +107,10 @@ mod tests {
         assert_eq!(memory.next_generation().expect("kept"), 2);
         memory.keep_generation(40).expect("kept");
         assert_eq!(memory.next_generation().expect("kept"), 41);
-        fs::write(memory.generation_path(), "zebra").expect("written");
-        assert_eq!(memory.next_generation().expect("kept"), 1);
+        for damaged in ["zebra".to_owned(), u64::MAX.to_string()] {
+            fs::write(memory.generation_path(), damaged).expect("written");
+            assert_eq!(memory.next_generation().expect("kept"), 1);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the cluster counts.
 
 use millrace_protocol::membership::Heard;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -14,6 +14,7 @@ pub(super) struct Metrics {
     pub(super) connections: Gauge,
     pub(super) views: Counter,
     announcements: Family<OutcomeLabel, Counter>,
+    nonsense: Family<MessageLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
 }
 
@@ -23,6 +24,30 @@ pub(super) enum Refused {
     Secret,
     Denied,
     Identity,
+}
+
+/// What a member said that nobody can have meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Message {
+    Announcement,
+    Greeting,
+    Budgets,
+}
+
+impl EncodeLabelValue for Message {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        let name = match self {
+            Self::Announcement => "announcement",
+            Self::Greeting => "greeting",
+            Self::Budgets => "budgets",
+        };
+        name.encode(encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MessageLabel {
+    message: Message,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -65,6 +90,11 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts something that a member said and nobody can have meant.
+    pub(super) fn nonsense(&self, message: Message) {
+        self.nonsense.get_or_create(&MessageLabel { message }).inc();
+    }
+
     /// Counts somebody who was not let in.
     pub(super) fn refused(&self, reason: Refused) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
@@ -90,6 +120,11 @@ impl Metrics {
             "millrace_cluster_announcements",
             "Announcements of other nodes that arrived",
             self.announcements.clone(),
+        );
+        registry.register(
+            "millrace_cluster_nonsense",
+            "Messages of members that were too large, unreadable or not to be believed",
+            self.nonsense.clone(),
         );
         registry.register(
             "millrace_cluster_refused",

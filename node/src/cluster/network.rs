@@ -23,6 +23,7 @@ use tracing::Span;
 
 use super::admission::Admission;
 use super::error::StartError;
+use super::metrics::{self, Metrics};
 use super::names::{socket_address, tcp};
 use super::{Identity, StartError::Setup};
 use crate::task::Tasks;
@@ -87,9 +88,11 @@ pub(super) fn listen(
     address: SocketAddr,
     identity: &Identity,
     admission: &Arc<Admission>,
+    metrics: &Metrics,
     tasks: &Tasks,
 ) -> Result<(Swarm<Behaviour>, SocketAddr), StartError> {
-    let mut swarm = swarm(&identity.keypair(), admission, tasks)?;
+    let behaviour = behaviour(&identity.keypair(), metrics)?;
+    let mut swarm = swarm(&identity.keypair(), behaviour, admission, tasks)?;
     let error = |source| StartError::Listen { address, source };
     let mut attempts = 1;
     loop {
@@ -113,6 +116,7 @@ fn try_listen(swarm: &mut Swarm<Behaviour>, address: SocketAddr) -> io::Result<(
 
 fn swarm(
     keypair: &identity::Keypair,
+    behaviour: Behaviour,
     admission: &Arc<Admission>,
     tasks: &Tasks,
 ) -> Result<Swarm<Behaviour>, StartError> {
@@ -128,10 +132,10 @@ fn swarm(
     let executor = move |future| drop(tasks.spawn(Span::current(), future));
     let config = swarm::Config::with_executor(executor).with_idle_connection_timeout(FOREVER);
     let id = keypair.public().to_peer_id();
-    Ok(Swarm::new(transport, behaviour(keypair)?, id, config))
+    Ok(Swarm::new(transport, behaviour, id, config))
 }
 
-fn behaviour(keypair: &identity::Keypair) -> Result<Behaviour, StartError> {
+fn behaviour(keypair: &identity::Keypair, metrics: &Metrics) -> Result<Behaviour, StartError> {
     let limits = ConnectionLimits::default()
         .with_max_pending_incoming(Some(MAX_PENDING_INCOMING))
         .with_max_pending_outgoing(Some(MAX_PENDING_OUTGOING))
@@ -144,7 +148,11 @@ fn behaviour(keypair: &identity::Keypair) -> Result<Behaviour, StartError> {
     Ok(Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         gossip: gossip(keypair)?,
-        greetings: request_response::Behaviour::new([(protocol, ProtocolSupport::Full)], greetings),
+        greetings: request_response::Behaviour::with_codec(
+            GreetingCodec::new(metrics),
+            [(protocol, ProtocolSupport::Full)],
+            greetings,
+        ),
     })
 }
 
@@ -179,8 +187,29 @@ pub(super) fn remote_address(endpoint: &libp2p::core::ConnectedPoint) -> Option<
 }
 
 /// How a greeting travels: its bytes, and the end of the stream.
-#[derive(Clone, Debug, Default)]
-pub(super) struct GreetingCodec;
+#[derive(Clone, Debug)]
+pub(super) struct GreetingCodec {
+    metrics: Metrics,
+}
+
+impl GreetingCodec {
+    fn new(metrics: &Metrics) -> Self {
+        let metrics = metrics.clone();
+        Self { metrics }
+    }
+
+    /// Counts what was no greeting here: nobody else is told of a request that could not be read.
+    async fn read<T: AsyncRead + Unpin>(&self, io: &mut T) -> io::Result<Greeting> {
+        let read = read_greeting(io).await;
+        if read
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::InvalidData)
+        {
+            self.metrics.nonsense(metrics::Message::Greeting);
+        }
+        read
+    }
+}
 
 impl request_response::Codec for GreetingCodec {
     type Protocol = StreamProtocol;
@@ -191,14 +220,14 @@ impl request_response::Codec for GreetingCodec {
     where
         T: AsyncRead + Unpin + Send,
     {
-        read_greeting(io).await
+        self.read(io).await
     }
 
     async fn read_response<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Greeting>
     where
         T: AsyncRead + Unpin + Send,
     {
-        read_greeting(io).await
+        self.read(io).await
     }
 
     async fn write_request<T>(

@@ -29,6 +29,10 @@ pub const MAX_DENIED: usize = 64;
 /// Most contacts that one greeting names.
 pub const MAX_CONTACTS_TOLD: usize = 512;
 
+/// Greatest generation: a node that was started every second would reach it after a century. What is
+/// greater is a mistake, and a node that took it up could never count on from there.
+pub const MAX_GENERATION: u64 = u32::MAX as u64;
+
 /// Longest name of a zone, in bytes.
 const MAX_ZONE_BYTES: usize = 64;
 
@@ -78,6 +82,9 @@ pub enum Presence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidAnnouncement {
+    /// No node was ever started so often.
+    #[error("generation over {MAX_GENERATION}")]
+    Generation,
     /// The name of the zone breaks the grammar.
     #[error("invalid zone")]
     Zone,
@@ -102,6 +109,9 @@ impl Announcement {
     /// The first [`InvalidAnnouncement`].
     pub fn check(&self) -> Result<(), InvalidAnnouncement> {
         let printable = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if self.generation > MAX_GENERATION {
+            return Err(InvalidAnnouncement::Generation);
+        }
         if !is_zone(&self.zone) {
             return Err(InvalidAnnouncement::Zone);
         }
@@ -261,8 +271,12 @@ mod tests {
             change(&mut announcement);
             announcement.check()
         };
-        use InvalidAnnouncement::{Addresses, Denied, Version, Weight, Zone};
+        use InvalidAnnouncement::{Addresses, Denied, Generation, Version, Weight, Zone};
         assert_eq!(change(|_| ()), Ok(()));
+        assert_eq!(
+            change(|a| a.generation = MAX_GENERATION + 1),
+            Err(Generation)
+        );
         assert_eq!(change(|a| a.zone.clear()), Err(Zone));
         assert_eq!(change(|a| a.zone = "../fra".into()), Err(Zone));
         assert_eq!(change(|a| a.zone = "z".repeat(65)), Err(Zone));

@@ -64,6 +64,8 @@ pub enum Recognised {
     Fine,
     /// They know a later process: this one has taken a generation above it, which is to be kept.
     Raised(u64),
+    /// They claim a start that cannot have been.
+    Implausible,
     /// Another node uses the identity of this one.
     Duplicate,
 }

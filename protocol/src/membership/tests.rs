@@ -149,6 +149,12 @@ fn a_node_that_lost_its_counter_takes_up_where_others_saw_it() {
         membership.handle_known_as(Some((9, 1)), now),
         Recognised::Raised(10)
     );
+    for nonsense in [MAX_GENERATION, u64::MAX] {
+        assert_eq!(
+            membership.handle_known_as(Some((nonsense, 1)), now),
+            Recognised::Implausible
+        );
+    }
     assert_eq!(membership.generation(), 10);
     let old = now + YOUNG;
     assert_eq!(

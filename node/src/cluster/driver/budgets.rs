@@ -7,6 +7,7 @@ use libp2p::gossipsub::MessageAcceptance;
 use millrace_protocol::membership::{Budgets, MAX_BUDGETS_BYTES, decode, encode};
 use millrace_protocol::node_id::NodeId;
 
+use super::super::metrics::Message;
 use super::super::names::node_id;
 use super::super::network::budgets_topic;
 use super::{Driver, TICKS_PER_BUDGETS};
@@ -38,13 +39,12 @@ impl Driver {
     pub(super) fn hear_budgets(&mut self, from: Option<&PeerId>, data: &[u8]) -> MessageAcceptance {
         let budgets = Some(data).filter(|data| data.len() <= MAX_BUDGETS_BYTES);
         let budgets = budgets.and_then(|data| decode::<Budgets>(data).ok());
+        let budgets = budgets.filter(|budgets| budgets.check().is_ok());
         let (Some(from), Some(budgets)) = (from.and_then(node_id), budgets) else {
+            tracing::debug!(peer.id = ?from, "budgets not believed");
+            self.publisher.metrics().nonsense(Message::Budgets);
             return MessageAcceptance::Reject;
         };
-        if let Err(error) = budgets.check() {
-            tracing::debug!(peer.id = %from, %error, "budgets not believed");
-            return MessageAcceptance::Reject;
-        }
         if self.is_stranger(&from) {
             return MessageAcceptance::Ignore;
         }

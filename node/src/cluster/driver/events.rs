@@ -9,10 +9,13 @@ use libp2p::gossipsub::{self, MessageAcceptance};
 use libp2p::request_response::{self, Message};
 use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{PeerId, TransportError};
-use millrace_protocol::membership::{Announcement, Greeting, Heard, Recognised, decode};
+use millrace_protocol::membership::{
+    Announcement, Greeting, Heard, MAX_ANNOUNCEMENT_BYTES, Recognised, decode,
+};
 use millrace_protocol::node_id::NodeId;
 
 use super::super::admission::Refusal;
+use super::super::metrics::Message as Said;
 use super::super::names::{node_id, socket_address};
 use super::super::network::{BehaviourEvent, budgets_topic, remote_address};
 use super::super::reach::local_ip_towards;
@@ -155,9 +158,12 @@ impl Driver {
             return;
         }
         let from = message.source.as_ref().and_then(node_id);
-        let heard = match (from, decode(&message.data)) {
-            (Some(from), Ok(announcement)) => self.hear(from, announcement),
-            _ => None,
+        let heard = match (from, announcement(&message.data)) {
+            (Some(from), Some(announcement)) => Some(self.hear(from, announcement)),
+            _ => {
+                self.publisher.metrics().nonsense(Said::Announcement);
+                None
+            }
         };
         // Only news travel on.
         let acceptance = match heard {
@@ -170,7 +176,7 @@ impl Driver {
     }
 
     /// Takes in what `from` says of itself.
-    fn hear(&mut self, from: NodeId, announcement: Announcement) -> Option<Heard> {
+    fn hear(&mut self, from: NodeId, announcement: Announcement) -> Heard {
         let heard = self
             .membership
             .handle_announcement(from, announcement, Instant::now());
@@ -178,11 +184,12 @@ impl Driver {
         match heard {
             Heard::Invalid(error) => {
                 tracing::debug!(peer.id = %from, %error, "announcement not believed");
+                self.publisher.metrics().nonsense(Said::Announcement);
             }
             Heard::Duplicate => self.admission.report_duplicate(),
             _ => {}
         }
-        Some(heard)
+        heard
     }
 
     fn handle_greeting_event(&mut self, event: GreetingEvent) {
@@ -217,12 +224,22 @@ impl Driver {
                 let memory = self.memory.clone();
                 drop(self.save(move || memory.keep_generation(generation)));
             }
+            Recognised::Implausible => {
+                tracing::debug!(peer.id = %from, "knows a start of this node that never was");
+                self.publisher.metrics().nonsense(Said::Greeting);
+            }
             Recognised::Duplicate => self.admission.report_duplicate(),
         }
         self.hear(from, greeting.announcement);
         self.membership.handle_contacts(greeting.contacts, now);
         self.progress.greeted = true;
     }
+}
+
+/// Reads what somebody says of itself.
+fn announcement(data: &[u8]) -> Option<Announcement> {
+    let data = Some(data).filter(|data| data.len() <= MAX_ANNOUNCEMENT_BYTES)?;
+    decode(data).ok()
 }
 
 /// Whether the gate has noticed that this node dialled itself.
