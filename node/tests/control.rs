@@ -308,3 +308,27 @@ async fn a_flood_of_announcements_suspends_nobody() {
     scene.rogue.until("it is through", is_through).await;
     scene.all_is_well().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_announcements_that_arrive_together_all_count() {
+    let mut scene = Scene::new().await;
+    scene.rogue_is_a_member().await;
+    let denied: Vec<NodeId> = (0..MAX_DENIED as u8)
+        .map(|n| NodeId::new([n; 32]))
+        .collect();
+    // As from a node that was not read for a while; the last one differs.
+    for number in 0..60 {
+        let mut announcement = scene.rogue.announcement();
+        announcement.denied.clone_from(&denied);
+        announcement.zone = if number < 59 { "before" } else { "last" }.to_owned();
+        scene.rogue.gossip(MEMBERS, encode(&announcement)).await;
+    }
+    let (one, id) = (&scene.one, scene.rogue.id);
+    let is_through = || {
+        one.view()
+            .member(&id)
+            .is_some_and(|member| member.zone == "last")
+    };
+    scene.rogue.until("the last one is heard", is_through).await;
+    scene.all_is_well().await;
+}

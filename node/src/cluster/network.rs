@@ -16,9 +16,7 @@ use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity, ValidationMode};
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::{StreamProtocol, Swarm, identity, noise, swarm, tcp};
-use millrace_protocol::membership::{
-    Greeting, MAX_ANNOUNCEMENT_BYTES, MAX_BUDGETS_BYTES, MAX_GREETING_BYTES, decode, encode,
-};
+use millrace_protocol::membership::{Greeting, MAX_GREETING_BYTES, decode, encode};
 use tracing::Span;
 
 use super::admission::Admission;
@@ -48,6 +46,15 @@ const MAX_PER_PEER: u32 = 4;
 /// at most: a random graph of three each holds together, and every further one is a copy of every
 /// announcement more.
 const GOSSIP_PEERS: [usize; 3] = [2, 3, 4];
+
+/// Most bytes of a frame of gossip. All that was read of a connection is held against it, not only the
+/// frame that comes first, and a connection is read 8 KiB at a time: what waits when a node was busy must
+/// not look like one frame too large, because that ends the stream, and the fifth time gossip with that node.
+const MAX_FRAME: usize = 64 * 1024;
+
+/// Most messages that are named in one list of what was heard in the last three seconds. From 150 members
+/// that is 450, and the other end takes a list of more than 16 KiB for an attack.
+const MAX_NAMED: usize = 128;
 
 /// How long a greeting may take.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -157,11 +164,23 @@ fn behaviour(keypair: &identity::Keypair, metrics: &Metrics) -> Result<Behaviour
 }
 
 fn gossip(keypair: &identity::Keypair) -> Result<gossipsub::Behaviour, StartError> {
+    let authenticity = MessageAuthenticity::Signed(keypair.clone());
+    let mut gossip = gossipsub::Behaviour::new(authenticity, gossip_config()?)
+        .map_err(|error| Setup(error.to_owned()))?;
+    for topic in [topic(), budgets_topic()] {
+        let subscribed = gossip.subscribe(&topic);
+        subscribed.map_err(|error| Setup(error.to_string()))?;
+    }
+    Ok(gossip)
+}
+
+fn gossip_config() -> Result<gossipsub::Config, StartError> {
     let [fewest, usual, most] = GOSSIP_PEERS;
-    let config = gossipsub::ConfigBuilder::default()
+    gossipsub::ConfigBuilder::default()
         .validation_mode(ValidationMode::Strict)
         .validate_messages()
-        .max_transmit_size(MAX_ANNOUNCEMENT_BYTES.max(MAX_BUDGETS_BYTES) + 1024)
+        .max_transmit_size(MAX_FRAME)
+        .max_control_messages_sent(MAX_NAMED)
         .heartbeat_initial_delay(Duration::from_millis(100))
         .flood_publish(true)
         .mesh_n_low(fewest)
@@ -170,15 +189,7 @@ fn gossip(keypair: &identity::Keypair) -> Result<gossipsub::Behaviour, StartErro
         .mesh_outbound_min(1)
         .gossip_lazy(fewest)
         .build()
-        .map_err(|error| Setup(error.to_string()))?;
-    let authenticity = MessageAuthenticity::Signed(keypair.clone());
-    let mut gossip =
-        gossipsub::Behaviour::new(authenticity, config).map_err(|error| Setup(error.to_owned()))?;
-    for topic in [topic(), budgets_topic()] {
-        let subscribed = gossip.subscribe(&topic);
-        subscribed.map_err(|error| Setup(error.to_string()))?;
-    }
-    Ok(gossip)
+        .map_err(|error| Setup(error.to_string()))
 }
 
 /// Where a connection leads, if it can be said in one address.
@@ -267,4 +278,35 @@ async fn read_greeting<T: AsyncRead + Unpin>(io: &mut T) -> io::Result<Greeting>
         ));
     }
     decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::PeerId;
+    use millrace_protocol::membership::{MAX_ANNOUNCEMENT_BYTES, MAX_BUDGETS_BYTES};
+
+    use super::*;
+
+    /// What is read of a connection at a time.
+    const READ: usize = 8 * 1024;
+
+    /// Signature, names and lengths around what is said.
+    const AROUND: usize = 1024;
+
+    #[test]
+    fn what_members_say_fits_into_what_they_read() {
+        let config = gossip_config().expect("a configuration");
+        let longest = MAX_ANNOUNCEMENT_BYTES.max(MAX_BUDGETS_BYTES) + AROUND;
+        let lists = config.max_control_message_size();
+        assert!(longest.max(lists) + READ <= config.max_transmit_size());
+        let name = config.message_id(&gossipsub::Message {
+            source: Some(PeerId::random()),
+            data: Vec::new(),
+            sequence_number: Some(u64::MAX),
+            topic: topic().hash(),
+        });
+        // Each behind its tag and its length.
+        let list = config.max_control_messages_sent() * (name.0.len() + 2);
+        assert!(list + AROUND <= lists, "{list} of {lists}");
+    }
 }
