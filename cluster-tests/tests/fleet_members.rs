@@ -64,6 +64,33 @@ async fn a_secret_is_replaced_while_clients_pull_and_the_old_one_opens_nothing()
     Ok(())
 }
 
+#[tokio::test]
+async fn a_secret_file_that_goes_bad_is_named_for_each_reason_and_stops_nobody() -> Result<()> {
+    let mut scene = Scene::start(Fleet::of(2)).await?;
+    let secrets = scene.fleet.secret_file();
+    let old = std::fs::read_to_string(&secrets)?.trim().to_owned();
+    let (_, held) = scene.fleet.content_of_home(0, MIB);
+    let path = scene.add(&held);
+    let named = |scene: &Scene| {
+        let log = scene.fleet.node(0).log();
+        log.lines()
+            .filter(|line| line.contains("stays in force"))
+            .count()
+    };
+    for (number, content) in ["", "short"].into_iter().enumerate() {
+        std::fs::write(&secrets, content)?;
+        eventually("it is named", async || named(&scene) > number).await;
+        scene.fleet.agree().await;
+        scene.pull(1, &path, &held).await?;
+        assert_eq!(named(&scene), number + 1, "once");
+    }
+    write_secret(&secrets, &[&old])?;
+    let late = scene.fleet.join(&plan_before(&scene)).await?;
+    scene.fleet.agree().await;
+    scene.pull(late, &path, &held).await?;
+    Ok(())
+}
+
 /// The plan of nodes that come later.
 fn plan_before(scene: &Scene) -> Plan {
     Fleet::of(scene.fleet.size() + 1).upstream("fake", &scene.fake.url())

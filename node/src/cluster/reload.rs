@@ -55,9 +55,9 @@ impl Files {
     }
 
     /// Reads the files over and over, until nobody listens any more. A file that cannot be used
-    /// changes nothing; that is said once.
+    /// changes nothing; each reason is said once.
     pub(super) async fn keep_reading(mut self, changes: mpsc::Sender<Reloaded>) {
-        let mut complained = (false, false);
+        let mut complained = (None, None);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(POLL_INTERVAL) => {}
@@ -96,21 +96,25 @@ impl Files {
     }
 }
 
-/// Returns what was read; says the first time that it was not.
-fn keep<T, E: Display>(read: Result<T, E>, complained: &mut bool, path: &Path) -> Option<T> {
-    match read {
+/// Returns what was read; says why it was not, unless that was the `complaint` before.
+fn keep<T, E: Display>(
+    read: Result<T, E>,
+    complaint: &mut Option<String>,
+    path: &Path,
+) -> Option<T> {
+    let error = match read {
         Ok(value) => {
-            *complained = false;
-            Some(value)
+            *complaint = None;
+            return Some(value);
         }
-        Err(error) => {
-            if !std::mem::replace(complained, true) {
-                let path = path.display();
-                tracing::error!(%error, %path, "cannot be used; what was read before stays in force");
-            }
-            None
-        }
+        Err(error) => error.to_string(),
+    };
+    if complaint.as_ref() != Some(&error) {
+        let path = path.display();
+        tracing::error!(%error, %path, "cannot be used; what was read before stays in force");
+        *complaint = Some(error);
     }
+    None
 }
 
 #[cfg(test)]
