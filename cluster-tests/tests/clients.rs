@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use millrace_cluster_tests::client::{Buildah, Client, Containerd, Dockerd, Podman, Skopeo};
-use millrace_cluster_tests::image::Image;
+use millrace_cluster_tests::image::{Image, referrers_tag};
 use millrace_cluster_tests::node::Node;
 use millrace_cluster_tests::upstream::Upstream;
 
@@ -136,6 +136,38 @@ async fn skopeo_pulls_cold_warm_and_offline() -> Result<()> {
 }
 
 #[tokio::test]
+async fn skopeo_pulls_an_artifact_and_what_refers_to_an_image() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    let image = Image::runnable("subject")?;
+    let artifact = Image::artifact("application/example.sbom", image.root(), b"what is inside")?;
+    // Under the tag of the subject's digest the same is listed for clients that look for referrers.
+    let referrers = Image::referrers_index(&artifact, "application/example.sbom")?;
+    let tag = referrers_tag(&image.root().digest);
+    scene.push("app", image).await?;
+    let repository = "library/app";
+    scene.upstream.push(&artifact, repository, "sbom").await?;
+    scene
+        .upstream
+        .put_root(&referrers, repository, &tag)
+        .await?;
+    let skopeo = Skopeo::through(&scene.with_path())?;
+    let name = |tag: &str| format!("docker.io/{repository}:{tag}");
+    scene.images.insert(name("sbom"), artifact);
+    for upstream_is_there in [true, false] {
+        // skopeo copies no index of artifacts unchanged, so it only looks at this one.
+        let listed = skopeo.raw(&name(&tag)).await?;
+        let expected = referrers.read(&referrers.root().digest)?;
+        ensure!(listed.trim().as_bytes() == expected, "{listed}");
+        scene.pull_all(&skopeo).await?;
+        skopeo.forget().await?;
+        if upstream_is_there {
+            scene.upstream.stop();
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn skopeo_pulls_a_large_layer() -> Result<()> {
     let mut scene = Scene::with_large_image().await?;
     let skopeo = Skopeo::through(&scene.with_path())?;
@@ -171,6 +203,13 @@ async fn buildah_pulls_cold_warm_and_offline_and_runs_the_image() -> Result<()> 
         .await?;
     ensure!(printed == "clients", "the container printed {printed:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn buildah_pulls_a_large_layer() -> Result<()> {
+    let mut scene = Scene::with_large_image().await?;
+    let buildah = Buildah::through(&scene.with_path())?;
+    scene.pulls_cold_warm_and_offline(&buildah).await
 }
 
 #[tokio::test]
@@ -255,21 +294,43 @@ async fn clients_at_the_same_time_cost_one_upstream_pull() -> Result<()> {
 }
 
 #[tokio::test]
-async fn dockerd_builds_with_buildkit_cold_and_offline() -> Result<()> {
+async fn dockerd_builds_with_buildkit_cold_warm_and_offline() -> Result<()> {
     let mut scene = Scene::start().await?;
     scene
         .push("runs", Image::runnable("base of a build")?)
         .await?;
     let dockerfile = "FROM runs:1\nRUN cat /mark > /copy\n";
-    let first = Dockerd::start_through(&scene.plain()).await?;
-    first.build(dockerfile, "built:1").await?;
-    ensure!(first.execute("built:1", &["cat", "/copy"]).await? == "base of a build");
-    drop(first);
-
-    // Another host, which has nothing, while the upstream is away.
+    build_on_a_new_host(&scene, dockerfile)
+        .await
+        .context("cold")?;
+    let bodies = scene.blob_bodies().await?;
+    ensure!(
+        bodies.len() == 2 && bodies.values().all(|count| *count == 1),
+        "a configuration and a layer leave the upstream once: {bodies:#?}"
+    );
+    let before = scene.upstream.content_accesses().await?.len();
+    build_on_a_new_host(&scene, dockerfile)
+        .await
+        .context("warm")?;
+    let after = scene.upstream.content_accesses().await?;
+    ensure!(
+        after.len() == before,
+        "the warm build reached the upstream: {:#?}",
+        &after[before..]
+    );
     scene.upstream.stop();
-    let second = Dockerd::start_through(&scene.plain()).await?;
-    second.build(dockerfile, "built:1").await?;
-    ensure!(second.execute("built:1", &["cat", "/copy"]).await? == "base of a build");
+    let offline = build_on_a_new_host(&scene, dockerfile).await;
+    offline.context("with the upstream stopped")
+}
+
+/// Builds an image with BuildKit on a host that has nothing yet, and runs it.
+async fn build_on_a_new_host(scene: &Scene, dockerfile: &str) -> Result<()> {
+    let dockerd = Dockerd::start_through(&scene.plain()).await?;
+    dockerd.build(dockerfile, "built:1").await?;
+    let printed = dockerd.execute("built:1", &["cat", "/copy"]).await?;
+    ensure!(
+        printed == "base of a build",
+        "the container printed {printed:?}"
+    );
     Ok(())
 }

@@ -46,6 +46,15 @@ impl Skopeo {
         serde_json::from_value(tags).with_context(|| format!("no tags in {text}"))
     }
 
+    /// Returns the manifest that `reference` names, as it was served.
+    ///
+    /// # Errors
+    /// When skopeo fails.
+    pub async fn raw(&self, reference: &str) -> Result<String> {
+        let name = format!("docker://{reference}");
+        self.home.run(&["inspect", "--raw", &name]).await
+    }
+
     fn copies(&self) -> PathBuf {
         self.home.folder().join("copies")
     }
