@@ -23,9 +23,11 @@ use crate::trace::{self, Trace};
 
 mod builder;
 mod fault;
+mod kept;
 
 pub use builder::NodeBuilder;
 pub use fault::Fault;
+pub use kept::is_damaged;
 
 /// A node, running or stopped.
 pub struct Node {

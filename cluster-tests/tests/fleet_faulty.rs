@@ -2,18 +2,18 @@
 //! wrong is kept, and the upstream gives once more at most what the member spoilt.
 
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use millrace_cluster_tests::condition::eventually;
-use millrace_cluster_tests::fake::{Gate, Image, Then, When, noise, sha256};
+use millrace_cluster_tests::fake::{Gate, Image, Then, When, noise};
 use millrace_cluster_tests::fleet::{Fleet, Plan, Scene};
 use millrace_cluster_tests::http::{End, Request};
 use millrace_cluster_tests::load::crowd::{all, stampede};
-use millrace_cluster_tests::node::Fault;
+use millrace_cluster_tests::node::{Fault, is_damaged};
 use millrace_protocol::oci::Digest;
 
 const MIB: usize = 1 << 20;
@@ -69,28 +69,11 @@ async fn all_have_counted(scene: &Scene, reason: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the files of a node's store whose bytes are not those of their name.
-fn damaged(data: &Path) -> Result<Vec<PathBuf>> {
-    let mut damaged = Vec::new();
-    for fan in std::fs::read_dir(data.join("blobs/sha256"))? {
-        for file in std::fs::read_dir(fan?.path())? {
-            let path = file?.path();
-            let name = path.file_name().and_then(|name| name.to_str());
-            let name = name.context("names are digests")?;
-            // Beside it lies what is known of it.
-            if !name.contains('.') && is_damaged(&path) {
-                damaged.push(path);
-            }
-        }
-    }
-    Ok(damaged)
-}
-
 /// Waits until the sound nodes have stored what they were pulling, and looks at all they have.
 async fn nothing_wrong_is_kept(scene: &Scene) -> Result<()> {
     for node in SOUND {
         scene.fleet.committed(node).await;
-        let damaged = damaged(&scene.fleet.node(node).data())?;
+        let damaged = scene.fleet.node(node).damaged()?;
         ensure!(damaged.is_empty(), "node {node} keeps {damaged:?}");
     }
     Ok(())
@@ -379,10 +362,4 @@ async fn a_holder_finds_out_that_its_disk_has_changed_a_blob_and_drops_it() -> R
     nothing_wrong_is_kept(&scene).await?;
     assert!(!is_damaged(&file));
     Ok(())
-}
-
-fn is_damaged(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    // A file that is not there is not damaged.
-    std::fs::read(path).is_ok_and(|bytes| Some(sha256(&bytes).hex().as_str()) != name)
 }

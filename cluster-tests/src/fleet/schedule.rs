@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::image::Noise;
 
-/// Nodes that are dead or hung at the same time, at most: a third of them, as in the issue of a
+/// Nodes that are dead, hung or away at the same time, at most: a third of them, as in the issue of a
 /// storm, rounded up.
 const DOWN_OF: usize = 3;
 
@@ -27,8 +27,13 @@ pub enum Fault {
     Kill(usize),
     /// The node is stopped by SIGSTOP, and goes on at the end.
     Hang(usize),
+    /// The node leaves, and comes back at the end.
+    Leave(usize),
     /// These nodes and the others do not reach each other.
     Split(Vec<usize>),
+    /// No UDP packet comes in to the node, as behind a firewall: nobody has content from it, nor it
+    /// from anybody.
+    BlockUdp(usize),
     /// The upstream is slow.
     Slow,
 }
@@ -53,8 +58,8 @@ pub struct Step {
 
 /// Chooses faults for `nodes` nodes over `length`; every fault ends within it.
 ///
-/// At most a third of the nodes are dead or hung at the same time, and there is at most one split
-/// and one slowness.
+/// At most a third of the nodes are dead, hung or away at the same time, and there is at most one split,
+/// one blocked node and one slowness.
 ///
 /// # Panics
 /// When there are fewer than two nodes.
@@ -94,10 +99,11 @@ fn choose(choices: &mut Noise, nodes: usize, current: &[&Fault]) -> Option<Fault
     let node = index(choices);
     let may_go_down = down.len() < nodes.div_ceil(DOWN_OF) && !down.contains(&node);
     let has = |kind: fn(&Fault) -> bool| current.iter().any(|fault| kind(fault));
-    match choices.below(6) {
+    match choices.below(8) {
         0 | 1 if may_go_down => Some(Fault::Kill(node)),
         2 | 3 if may_go_down => Some(Fault::Hang(node)),
-        4 if !has(|fault| matches!(fault, Fault::Split(_))) => {
+        4 if may_go_down => Some(Fault::Leave(node)),
+        5 if !has(|fault| matches!(fault, Fault::Split(_))) => {
             let others = (0..nodes).filter(|other| *other != node);
             let mut side: Vec<usize> = others.filter(|_| choices.below(2) == 0).collect();
             side.push(node);
@@ -106,7 +112,8 @@ fn choose(choices: &mut Noise, nodes: usize, current: &[&Fault]) -> Option<Fault
             side.sort_unstable();
             Some(Fault::Split(side))
         }
-        5 if !has(|fault| *fault == Fault::Slow) => Some(Fault::Slow),
+        6 if !has(|fault| matches!(fault, Fault::BlockUdp(_))) => Some(Fault::BlockUdp(node)),
+        7 if !has(|fault| *fault == Fault::Slow) => Some(Fault::Slow),
         _ => None,
     }
 }
@@ -115,8 +122,8 @@ impl Fault {
     /// Returns the node that is down.
     fn node(&self) -> Option<usize> {
         match self {
-            Self::Kill(node) | Self::Hang(node) => Some(*node),
-            Self::Split(_) | Self::Slow => None,
+            Self::Kill(node) | Self::Hang(node) | Self::Leave(node) => Some(*node),
+            Self::Split(_) | Self::BlockUdp(_) | Self::Slow => None,
         }
     }
 }
@@ -141,7 +148,7 @@ mod tests {
     fn every_kind_comes_and_ends_and_most_nodes_live() {
         for seed in 0..20 {
             let mut current: Vec<Fault> = Vec::new();
-            let mut kinds = [0; 4];
+            let mut kinds = [0; 6];
             for step in schedule(seed, 6, LENGTH) {
                 assert!(step.at <= LENGTH);
                 match step.act {
@@ -155,6 +162,8 @@ mod tests {
                                 2
                             }
                             Fault::Slow => 3,
+                            Fault::Leave(_) => 4,
+                            Fault::BlockUdp(_) => 5,
                         }] += 1;
                         current.push(fault);
                     }
