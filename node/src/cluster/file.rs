@@ -1,15 +1,27 @@
 //! Small files of this room beside the store: written whole or not at all, readable by this user.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 /// Who may read the files of this room: the user that the node runs as.
 const PRIVATE: u32 = 0o600;
 
+/// Who may enter the folder of these files, where it is made here.
+const PRIVATE_FOLDER: u32 = 0o700;
+
 /// Permission bits that let others read, write or run a file.
 const OTHERS: u32 = 0o077;
+
+/// Makes a folder, and those above it, unless it is there.
+///
+/// # Errors
+/// What the system said.
+pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(PRIVATE_FOLDER).create(folder)
+}
 
 /// Replaces a file so that a crash leaves the old or the new content, never a mixture.
 ///

@@ -81,7 +81,7 @@ impl Identity {
         };
         let most = SEED_BYTES as u64 * 4;
         let Some(content) = file::read(&path, most).map_err(|e| error("read", e))? else {
-            std::fs::create_dir_all(folder).map_err(|e| error("create the folder of", e))?;
+            file::make_folder(folder).map_err(|e| error("create the folder of", e))?;
             let seed = random_seed()?;
             let text = format!("{}\n", hex::encode(seed));
             file::replace(&path, text.as_bytes()).map_err(|e| error("write", e))?;
@@ -166,8 +166,10 @@ mod tests {
         let second = Identity::open(&data).expect("read");
         assert_eq!(first.id(), second.id());
         assert_eq!(first.pkcs8(), second.pkcs8());
-        let mode = fs::metadata(data.join(FILE_NAME)).expect("exists");
-        assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+        for (path, mode) in [(data.join(FILE_NAME), 0o600), (data, 0o700)] {
+            let metadata = fs::metadata(path).expect("exists");
+            assert_eq!(metadata.permissions().mode() & 0o777, mode);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::{FileContext, StoreError};
+use super::layout;
 
 /// Version of the index as a whole; another one means: build it anew.
 const VERSION: &[u8] = b"1";
@@ -63,6 +64,7 @@ impl Index {
                 _ => set_aside(path)?,
             }
         }
+        layout::make_private(path)?;
         let index = Self::try_open(path).ok_or_else(|| StoreError::Index {
             path: path.to_owned(),
             source: sled::Error::Unsupported("a new index cannot be opened".into()),

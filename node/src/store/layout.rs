@@ -12,14 +12,22 @@
 //! ```
 //!
 //! Names are made of digests only, so nothing a client or upstream sends can leave the folder.
+//! Content may be private, so what is made here lets no other user of the host in.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use millrace_protocol::oci::{Algorithm, Digest};
 
 use super::error::{FileContext, StoreError};
+
+/// Who may enter a folder that is made here: the user that the node runs as.
+const PRIVATE: u32 = 0o700;
+
+/// Permission bits of users who have nothing to do with the node.
+const WORLD: u32 = 0o007;
 
 /// Paths below one data folder.
 #[derive(Clone, Debug)]
@@ -28,15 +36,27 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Creates the folders that must exist.
+    /// Creates the folders that must exist, for this user alone; what exists keeps its rights.
     pub(super) fn create(root: &Path) -> Result<Self, StoreError> {
+        if let Some(above) = root.parent() {
+            fs::create_dir_all(above).doing("create", above)?;
+        }
         let layout = Self {
             root: root.to_owned(),
         };
-        for folder in [layout.blobs(), layout.parts()] {
-            fs::create_dir_all(&folder).doing("create", &folder)?;
+        for folder in [root, &layout.blobs(), &layout.parts()] {
+            make_private(folder)?;
         }
         Ok(layout)
+    }
+
+    /// Whether every user of this host may enter the folder of the content.
+    pub(super) fn is_open_to_all(&self) -> bool {
+        let lets_in = |folder: &Path| {
+            let metadata = fs::metadata(folder);
+            metadata.is_ok_and(|metadata| metadata.permissions().mode() & WORLD != 0)
+        };
+        lets_in(&self.root) && lets_in(&self.blobs())
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -127,6 +147,14 @@ impl Layout {
     }
 }
 
+/// Makes a folder that only this user may enter; one that exists keeps its rights.
+pub(super) fn make_private(folder: &Path) -> Result<(), StoreError> {
+    match DirBuilder::new().mode(PRIVATE).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        result => result.doing("create", folder),
+    }
+}
+
 /// Lists a folder.
 pub(super) fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>, StoreError> {
     fs::read_dir(folder)
@@ -155,7 +183,7 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
 /// Removes a file; that it is gone already is success.
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.doing("remove", path),
     }
 }
@@ -164,4 +192,46 @@ pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
 pub(super) fn parent(path: &Path) -> &Path {
     path.parent()
         .expect("every path of the layout lies below the root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        let metadata = fs::metadata(path).expect("it is there");
+        metadata.permissions().mode() & 0o777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("changed");
+    }
+
+    #[test]
+    fn what_is_made_lets_nobody_else_in() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let root = folder.path().join("above/data");
+        let layout = Layout::create(&root).expect("created");
+        for made in [&root, &layout.blobs(), &layout.parts()] {
+            assert_eq!(mode(made), 0o700, "{}", made.display());
+        }
+        let (above, other) = (folder.path().join("above"), folder.path().join("other"));
+        fs::create_dir(&other).expect("created");
+        assert_eq!(mode(&above), mode(&other), "it is not only for this");
+        assert!(!layout.is_open_to_all());
+    }
+
+    #[test]
+    fn a_folder_that_exists_keeps_its_rights() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        set_mode(folder.path(), 0o755);
+        let layout = Layout::create(folder.path()).expect("created");
+        assert_eq!(mode(folder.path()), 0o755);
+        assert_eq!(mode(&layout.blobs()), 0o700);
+        assert!(!layout.is_open_to_all(), "content is in the closed one");
+        set_mode(&layout.blobs(), 0o755);
+        let layout = Layout::create(folder.path()).expect("opened again");
+        assert_eq!(mode(&layout.blobs()), 0o755);
+        assert!(layout.is_open_to_all());
+    }
 }

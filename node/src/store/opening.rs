@@ -71,6 +71,13 @@ impl Inner {
     pub(super) fn open(config: &Config) -> Result<(Self, Opened), StoreError> {
         let layout = Layout::create(&config.root)?;
         let lock = lock(&layout)?;
+        if layout.is_open_to_all() {
+            tracing::warn!(
+                path = %layout.root().display(),
+                "every user of this host can read what is cached, private images too: \
+                 chmod 700 on this folder keeps them out"
+            );
+        }
         let limits = Limits::resolve(config, &layout)?;
         let (index, opened) = Index::open(&layout.index())?;
         let counted = match opened {

@@ -127,6 +127,14 @@ fn the_unit_waits_longer_than_the_drain() {
 }
 
 #[test]
+fn the_unit_lets_no_other_user_read_the_data_folder() {
+    let unit = include_str!("../../../deploy/millrace.service");
+    for line in ["StateDirectoryMode=0700", "UMask=0077"] {
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+}
+
+#[test]
 fn the_unit_is_not_started_again_and_again_for_a_mistake_in_the_configuration() {
     assert!(
         UNIT.lines()
