@@ -69,6 +69,7 @@ use metrics::Metrics;
 use space::Space;
 use status::Gauges;
 use suspended::Suspended;
+use unreadable::Alarm;
 use uses::Uses;
 
 /// The store of one node; clones share it.
@@ -104,6 +105,8 @@ struct Inner {
     scratches: AtomicU64,
     /// Held while a sidecar is read, changed and written.
     sidecars: Mutex<()>,
+    /// Logs that files are refused.
+    refusals: Alarm,
     index_ready: watch::Sender<bool>,
     /// Keeps other processes out for as long as it is open.
     _lock: File,
@@ -131,8 +134,8 @@ impl Store {
 
     /// Opens a blob for reading and keeps it from eviction until the result is dropped.
     ///
-    /// `None` when it is not here. A file that cannot be opened is dropped, and so is one that cannot
-    /// be read later.
+    /// `None` when it is not here, or when the system refuses to open it. A file that is damaged is
+    /// dropped, also when that shows only later.
     ///
     /// # Errors
     /// This node lacks what it takes to open a file.
@@ -163,8 +166,8 @@ impl Store {
 
     /// Reads a manifest with its media type.
     ///
-    /// `None` when it is not here or was never fetched as a manifest. A file that cannot be read is
-    /// dropped.
+    /// `None` when it is not here, was never fetched as a manifest, or when the system refuses to read
+    /// it. A file that is damaged is dropped.
     ///
     /// # Errors
     /// This node lacks what it takes to read a file.

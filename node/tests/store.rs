@@ -446,6 +446,20 @@ async fn a_file_that_ends_too_early_is_dropped_but_not_what_took_its_place() {
 }
 
 #[tokio::test]
+async fn a_file_of_another_length_is_dropped_and_not_given_away() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let digest = put(&store, 1, 1_000).await;
+    let file = fs::File::options()
+        .write(true)
+        .open(blob_path(folder.path(), &digest));
+    file.expect("opened").set_len(999).expect("truncated");
+    assert_eq!(read_all(&store, &digest).await, None);
+    assert!(!holds(&store, &digest).await);
+    assert_eq!(store.status().blobs, 0);
+}
+
+#[tokio::test]
 async fn content_fetched_as_a_blob_is_no_manifest_until_it_is_fetched_as_one() {
     let folder = tempfile::tempdir().expect("folder");
     let (store, _tasks) = open(folder.path()).await;

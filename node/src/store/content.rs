@@ -61,6 +61,15 @@ impl Inner {
                 return Ok(None);
             }
         };
+        if let Some(expected) = self.recorded_size(digest)
+            && expected != size
+            && self.is_current(digest, &file)
+        {
+            let error = format!("{size} bytes instead of {expected}");
+            let error = io::Error::new(io::ErrorKind::InvalidData, error);
+            self.drop_unreadable(digest, "use", error)?;
+            return Ok(None);
+        }
         self.touch(digest);
         let kept = Kept {
             inner: Arc::clone(self),
@@ -72,6 +81,12 @@ impl Inner {
             size,
             _pin: pin,
         }))
+    }
+
+    /// Returns how long the file of a digest is, if the index knows it.
+    fn recorded_size(&self, digest: &Digest) -> Option<u64> {
+        let record = self.index.blob(digest).ok().flatten();
+        record.map(|record| record.size)
     }
 
     pub(super) fn read_manifest(

@@ -18,6 +18,7 @@ use super::index::{Index, Opened};
 use super::layout::Layout;
 use super::metrics::Metrics;
 use super::space::{Limits, Space};
+use super::unreadable::Alarm;
 use super::uses::Uses;
 use super::{Inner, Store, blocking, log_failure};
 use crate::task::Tasks;
@@ -102,6 +103,7 @@ impl Inner {
             spared: Mutex::default(),
             scratches: AtomicU64::default(),
             sidecars: Mutex::default(),
+            refusals: Alarm::default(),
             index_ready: watch::Sender::new(false),
             _lock: lock,
         };
