@@ -38,8 +38,10 @@ pub(super) struct Outlet {
     ledger: Arc<Mutex<Ledger>>,
 }
 
+/// Sends some bytes from the start of a range, at most so many, and takes them off it.
+type SendRange = Box<dyn FnMut(&mut FileRange, &TcpStream, usize) -> io::Result<usize> + Send>;
+
 /// What is on its way through an outlet.
-#[derive(Default)]
 struct Ledger {
     /// What belongs in the place of placeholders, in their order. The HTTP library holds few at a
     /// time: it asks for no more while it has as many bytes as its buffer may have.
@@ -51,6 +53,8 @@ struct Ledger {
     reading: Option<Pin<Box<dyn Future<Output = io::Result<Bytes>> + Send>>>,
     /// What was read so and not sent yet.
     read: Bytes,
+    /// How files are sent; otherwise only where a test has a disk fail.
+    send: SendRange,
     /// Whether the file system refused to send.
     only_reads: bool,
     /// Whether a placeholder did not go the way of its file.
@@ -148,16 +152,16 @@ impl Ledger {
                 self.reading = Some(Box::pin(range.read()));
                 continue;
             }
-            match stream.try_io(Interest::WRITABLE, || range.send(&*stream, limit)) {
+            match stream.try_io(Interest::WRITABLE, || (self.send)(range, &*stream, limit)) {
                 Ok(sent) => break sent,
+                // Reading it finds what still can be read, and drops the file for what cannot.
+                Err(error) if FileRange::is_failure_of_the_file(&error) => {
+                    self.reading = Some(Box::pin(range.read()));
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
                     io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported => {
                         self.only_reads = true;
-                    }
-                    io::ErrorKind::UnexpectedEof => {
-                        log_unreadable(&error);
-                        return Poll::Ready(Err(error));
                     }
                     _ => return Poll::Ready(Err(error)),
                 },
@@ -178,6 +182,20 @@ fn lost() -> io::Error {
 fn log_unreadable(error: &io::Error) {
     let error = error as &dyn std::error::Error;
     tracing::error!(error, "a file cannot be read: the answer is cut short");
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self {
+            ranges: VecDeque::new(),
+            sent: 0,
+            reading: None,
+            read: Bytes::new(),
+            send: Box::new(|range, stream, limit| range.send(stream, limit)),
+            only_reads: false,
+            is_broken: false,
+        }
+    }
 }
 
 impl fmt::Debug for Ledger {
@@ -246,28 +264,32 @@ impl Drop for Placeholder {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::future::poll_fn;
 
     use millrace_protocol::oci::{Algorithm, Digest};
+    use rustix::io::Errno;
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::store::{Config, FileReader, Store};
+    use crate::store::{Config, FileReader, Sidecar, Store};
     use crate::task::Tasks;
 
     /// Longer than a range, and than what a socket takes at once.
     const LENGTH: usize = 9 * 1024 * 1024 + 123;
 
-    /// A file, and the two ends of a connection.
+    /// A stored file, and the two ends of a connection.
     struct Scene {
         content: Bytes,
+        digest: Digest,
         file: FileReader,
         outlet: Outlet,
         stream: TcpStream,
         client: TcpStream,
-        _store: (Store, TempDir),
+        store: Store,
+        folder: TempDir,
     }
 
     impl Scene {
@@ -289,17 +311,24 @@ mod tests {
             let part = store.part(&digest).await.expect("a part");
             let whole = std::slice::from_ref(&content);
             part.writer().write(0, whole).expect("written");
+            let sidecar = Sidecar::of(None, Vec::new());
+            part.commit(LENGTH as u64, sidecar)
+                .await
+                .expect("committed");
+            let blob = store.blob(&digest).await.expect("the store works");
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
             let address = listener.local_addr().expect("bound");
             let client = TcpStream::connect(address).await.expect("connects");
             let (stream, _) = listener.accept().await.expect("accepts");
             Self {
-                file: part.reader(),
+                file: blob.expect("stored").reader().clone(),
                 content,
+                digest,
                 outlet: Outlet::default(),
                 stream,
                 client,
-                _store: (store, folder),
+                store,
+                folder,
             }
         }
 
@@ -315,16 +344,16 @@ mod tests {
         }
 
         /// Writes all pieces as the HTTP library does, and returns what the client got.
-        async fn send(self, pieces: Vec<Outgoing>) -> (io::Result<()>, Vec<u8>) {
+        async fn send(&mut self, pieces: Vec<Outgoing>) -> (io::Result<()>, Vec<u8>) {
             let Self {
                 outlet,
-                mut stream,
-                mut client,
+                stream,
+                client,
                 ..
             } = self;
             let mut received = Vec::new();
             let sending = async {
-                let result = write_all(&outlet, &mut stream, pieces).await;
+                let result = write_all(outlet, stream, pieces).await;
                 stream.shutdown().await.expect("shuts down");
                 result
             };
@@ -376,7 +405,7 @@ mod tests {
         pieces
     }
 
-    async fn assert_mixture_arrives(scene: Scene) {
+    async fn assert_mixture_arrives(mut scene: Scene) {
         let expected = mixture(&scene.content);
         let pieces = mixed(&scene);
         let (result, received) = scene.send(pieces).await;
@@ -397,6 +426,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_disk_fails_to_send_is_read() {
+        let scene = Scene::new().await;
+        scene.outlet.ledger.lock().send = Box::new(|_, _, _| Err(Errno::IO.into()));
+        assert_mixture_arrives(scene).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_disk_fails_under_it_is_dropped() {
+        let mut scene = Scene::new().await;
+        let (store, digest) = (scene.store.clone(), scene.digest);
+        let hex = digest.hex();
+        let path = format!("blobs/sha256/{}/{hex}", &hex[..2]);
+        let file = File::options()
+            .write(true)
+            .open(scene.folder.path().join(path));
+        let file = file.expect("opened");
+        scene.outlet.ledger.lock().send = Box::new(move |_, _, _| {
+            // What the page cache had a moment ago cannot be read any more.
+            file.set_len(0)?;
+            Err(Errno::IO.into())
+        });
+        let pieces = scene.places(0, 1_000_000);
+        let (result, received) = scene.send(pieces).await;
+        result.expect_err("nothing is left");
+        assert!(received.is_empty());
+        let missing = store.missing(vec![digest]).await;
+        assert_eq!(missing.expect("the store works"), [digest]);
+    }
+
+    #[tokio::test]
     async fn less_than_a_whole_range_is_sent_when_less_is_asked_for() {
         let mut scene = Scene::new().await;
         let place = scene.outlet.place(scene.file.range(0, 100));
@@ -408,7 +467,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_copied_placeholder_never_leaves() {
-        let scene = Scene::new().await;
+        let mut scene = Scene::new().await;
         let mut places = scene.places(0, 1000);
         let copy = places[0].copy_to_bytes(1000);
         let (result, received) = scene.send(vec![copy.into()]).await;
@@ -418,7 +477,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lost_placeholder_ends_the_connection() {
-        let scene = Scene::new().await;
+        let mut scene = Scene::new().await;
         let mut pieces = scene.places(0, 1000);
         pieces.clear();
         pieces.extend(scene.places(1000, 2000));
@@ -429,7 +488,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_placeholder_of_another_connection_is_not_sent() {
-        let (scene, other) = (Scene::new().await, Scene::new().await);
+        let (mut scene, other) = (Scene::new().await, Scene::new().await);
         let pieces = other.places(0, 1000);
         let (result, received) = scene.send(pieces).await;
         result.expect_err("nothing has its place here");
@@ -438,7 +497,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_became_shorter_ends_the_connection() {
-        let scene = Scene::new().await;
+        let mut scene = Scene::new().await;
         let end = LENGTH as u64;
         let pieces = scene.places(end - 10, end + 10);
         let expected = scene.content.slice(LENGTH - 10..);

@@ -15,7 +15,7 @@ use rustix::fs::{Advice, fadvise, sendfile};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::buffers::{Buffer, Buffers, LARGE_BYTES};
-use super::unreadable::Kept;
+use super::unreadable::{self, Kept};
 
 /// How far the kernel is asked to read ahead after a read that missed the page cache.
 const READ_AHEAD_BYTES: u64 = 4 * 1024 * 1024;
@@ -180,6 +180,12 @@ impl FileRange {
             length,
         } = self.clone();
         async move { reader.read(start, start + length as u64).await }
+    }
+
+    /// Whether [`FileRange::send`] failed for the file's sake, not the socket's. [`FileRange::read`]
+    /// then tells which of its bytes are lost, and has a damaged file dropped.
+    pub fn is_failure_of_the_file(error: &io::Error) -> bool {
+        unreadable::is_damage(error)
     }
 
     /// Lets the range begin `count` bytes later, at most at its end.
