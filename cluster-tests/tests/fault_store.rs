@@ -10,6 +10,7 @@ use millrace_cluster_tests::fake::{
     Ended, Fake, Gate, Scene, Then, When, assert_unfinished, assert_whole, noise,
 };
 use millrace_cluster_tests::http::Request;
+use millrace_protocol::oci::Digest;
 
 const MIB: usize = 1024 * 1024;
 
@@ -107,7 +108,7 @@ async fn a_length_that_is_a_lie_costs_others_nothing() -> Result<()> {
 }
 
 /// Waits until a blob comes out of the store.
-async fn is_kept(scene: &Scene, digest: &millrace_protocol::oci::Digest) {
+async fn is_kept(scene: &Scene, digest: &Digest) {
     eventually("the blob is kept", async || {
         let head = scene.blob("app", digest).header("Range", "bytes=0-9");
         let answer = scene.send(head).await;
@@ -242,7 +243,7 @@ async fn a_full_disk_is_survived_and_blobs_are_relayed() -> Result<()> {
 }
 
 /// A node that has half of a blob, and whose client has left.
-async fn half_full() -> Result<(Scene, millrace_protocol::oci::Digest, Gate)> {
+async fn half_full() -> Result<(Scene, Digest, Gate)> {
     let scene = Scene::of(Fake::start().await?, |node| {
         node.set("http/draintimeout", "2s")
     })
@@ -291,6 +292,31 @@ async fn what_cannot_be_read_any_more_is_fetched_again() -> Result<()> {
     assert_eq!(answer.header("x-millrace-source"), Some("upstream"));
     is_kept(&scene, &digest).await;
     assert!(path.symlink_metadata()?.is_file(), "it is stored again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_given_to_every_client_all_the_same() -> Result<()> {
+    let scene = Scene::start().await?;
+    let hex = |digest: &Digest| digest.hex().to_owned();
+    let add = |seed| {
+        let content = noise(seed, 2 * MIB);
+        (scene.fake.add_blob("app", content.clone()), content)
+    };
+    let [without_place, without_part] = [add(1), add(2)];
+    let place = hex(&without_place.0);
+    let place = format!("blobs/sha256/{}/{place}", &place[..2]);
+    let part = format!("parts/sha256-{}", hex(&without_part.0));
+    for path in [&place, &part] {
+        std::fs::create_dir_all(scene.node.data().join(path).join("somebody's"))?;
+    }
+    for (digest, content) in [&without_place, &without_part, &without_place, &without_part] {
+        assert_whole(&scene.send(scene.blob("app", digest)).await?, content);
+    }
+    for path in [place, part] {
+        let told = async || scene.node.log().contains(&path);
+        eventually("the log says which place is taken", told).await;
+    }
     Ok(())
 }
 

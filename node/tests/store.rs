@@ -459,6 +459,69 @@ async fn a_file_of_another_length_is_dropped_and_not_given_away() {
     assert_eq!(store.status().blobs, 0);
 }
 
+/// Puts a folder in the place of whatever is at `path`.
+fn put_folder(path: &Path) {
+    // Nothing needs to be there.
+    let _ = fs::remove_file(path);
+    fs::create_dir_all(path).expect("created");
+}
+
+#[tokio::test]
+async fn a_folder_in_the_place_of_a_file_is_absent_and_makes_way() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    let digest = put(&store, 1, 1_000).await;
+    let path = blob_path(folder.path(), &digest);
+    let part = folder.path().join(format!("parts/sha256-{}", digest.hex()));
+    for path in [&path, &path.with_extension("json"), &part] {
+        put_folder(path);
+        assert_eq!(
+            holds(&store, &digest).await,
+            path != &blob_path(folder.path(), &digest)
+        );
+        put(&store, 1, 1_000).await;
+        let bytes = content(1, 1_000).1.to_vec();
+        assert_eq!(read_all(&store, &digest).await, Some(bytes));
+        assert_eq!(store.provenance(&digest).await, [provenance()]);
+    }
+    close(store, tasks).await;
+
+    put_folder(&part);
+    put_folder(&path);
+    fs::remove_dir_all(folder.path().join("index")).expect("removed");
+    let (store, _tasks) = open(folder.path()).await;
+    assert!(!part.exists(), "it is no part");
+    assert_eq!(store.status().blobs, 0);
+    assert!(listed(&store).await.is_empty());
+    assert_eq!(read_all(&store, &digest).await, None);
+    put(&store, 1, 1_000).await;
+    assert!(holds(&store, &digest).await);
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_empty_stays_and_is_told() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    let (digest, bytes) = content(1, 1_000);
+    let path = blob_path(folder.path(), &digest);
+    let part = folder.path().join("parts/somebody's");
+    for path in [&path, &part] {
+        put_folder(&path.join("work"));
+    }
+    let mut changes = store.changes();
+    assert_eq!(read_all(&store, &digest).await, None);
+    assert_eq!(changes.next().await, Ok(Change::Went(digest)));
+    let other = put(&store, 2, 10).await;
+    assert_eq!(changes.next().await, Ok(Change::Came(other)), "no other");
+    let stored = store.put_manifest(&digest, bytes, Sidecar::new(None, provenance()));
+    let refused = stored.await.expect_err("its place is taken");
+    assert!(refused.to_string().contains(&digest.hex()), "{refused}");
+    assert!(path.join("work").is_dir());
+    close(store, tasks).await;
+    let (_store, _tasks) = open(folder.path()).await;
+    assert!(part.is_dir());
+}
+
 #[tokio::test]
 async fn content_fetched_as_a_blob_is_no_manifest_until_it_is_fetched_as_one() {
     let folder = tempfile::tempdir().expect("folder");

@@ -72,7 +72,11 @@ pub(super) enum Checked {
 }
 
 impl Sink {
-    /// Opens the part of a digest, or goes without one when the disk has no room for it.
+    /// Opens the part of a digest, or goes without one when none can be made: that nothing can be
+    /// kept is no reason to give nothing.
+    ///
+    /// # Errors
+    /// This node lacks what it takes to open a file, and so to ask anybody.
     pub(super) async fn open(
         store: &Store,
         digest: &Digest,
@@ -81,8 +85,14 @@ impl Sink {
     ) -> Result<Self, StoreError> {
         let part = match store.part(digest).await {
             Ok(part) => Some(part),
-            Err(error) if error.is_full() => None,
-            Err(error) => return Err(error),
+            Err(error) if error.is_shortage() => return Err(error),
+            Err(error) => {
+                tracing::error!(
+                    blob.digest = %digest, error = &error as &dyn std::error::Error,
+                    "the store takes nothing: the blob is relayed without being kept"
+                );
+                None
+            }
         };
         let chain = Chain::default();
         let verification = Verification::new(digest.algorithm(), Arc::clone(&chain));

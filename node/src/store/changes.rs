@@ -113,8 +113,12 @@ impl Inner {
         };
         let mut held = Vec::new();
         for entry in entries {
-            let name = entry.doing("list", &folder)?.file_name();
+            let entry = entry.doing("list", &folder)?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
             // Sidecars and what else lies there have names that are no digest.
+            let name = entry.file_name();
             let text = format!("{}:{}", algorithm.name(), name.to_string_lossy());
             held.extend(text.parse::<Digest>());
         }

@@ -139,7 +139,7 @@ impl Inner {
             merged.merge(sidecar.clone());
             merged.write(&path)?;
         }
-        fs::rename(file, &target).doing("publish", &target)?;
+        layout::put(file, &target)?;
         self.announcer.announce(Change::Came(*digest));
         layout::sync_folder(layout::parent(&target))?;
         layout::remove(&self.layout.part_state(digest))?;
@@ -152,9 +152,10 @@ impl Inner {
     }
 
     fn make_fan_folder(&self, folder: &Path) -> Result<(), StoreError> {
-        if folder.exists() {
+        if folder.is_dir() {
             return Ok(());
         }
+        layout::remove(folder)?;
         fs::create_dir_all(folder).doing("create", folder)?;
         layout::sync_folder(layout::parent(folder))?;
         layout::sync_folder(&self.layout.blobs())

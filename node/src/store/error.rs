@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use millrace_protocol::oci::Digest;
 
+use super::unreadable;
+
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -70,6 +72,11 @@ impl StoreError {
             ),
             _ => false,
         }
+    }
+
+    /// Whether this node lacks something for a while, such as descriptors.
+    pub fn is_shortage(&self) -> bool {
+        matches!(self, Self::File { source, .. } if unreadable::is_shortage(source))
     }
 }
 

@@ -136,8 +136,9 @@ impl Inner {
     /// Removes a blob's files and index entries; others hear of it first.
     pub(super) fn remove_blob(&self, digest: &Digest) -> Result<(), StoreError> {
         self.announcer.announce(Change::Went(*digest));
-        let removed = layout::remove(&self.layout.blob(digest));
-        if removed.is_err() {
+        let path = self.layout.blob(digest);
+        let removed = layout::remove(&path);
+        if removed.is_err() && path.is_file() {
             self.announcer.announce(Change::Came(*digest));
         }
         removed?;

@@ -134,9 +134,8 @@ impl Layout {
                     let text = format!("{}:{}", algorithm.name(), name.to_string_lossy());
                     let Ok(digest) = text.parse() else { continue };
                     // A file that vanished between listing and stat was evicted.
-                    let Ok(metadata) = entry.metadata() else {
-                        continue;
-                    };
+                    let metadata = entry.metadata().ok().filter(fs::Metadata::is_file);
+                    let Some(metadata) = metadata else { continue };
                     if !visit(digest, &metadata) {
                         return Ok(());
                     }
@@ -169,7 +168,7 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
     let mut file = File::create(&temporary).doing("create", &temporary)?;
     file.write_all(content).doing("write", &temporary)?;
     file.sync_all().doing("flush", &temporary)?;
-    fs::rename(&temporary, path).doing("replace", path)?;
+    put(&temporary, path)?;
     sync_folder(folder)
 }
 
@@ -180,9 +179,27 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
         .doing("flush", folder)
 }
 
-/// Removes a file; that it is gone already is success.
+/// Renames a file, in place of another or of an empty folder.
+///
+/// # Errors
+/// Also for a folder that is not empty: somebody else's, so it stays.
+pub(super) fn put(file: &Path, target: &Path) -> Result<(), StoreError> {
+    if target.is_dir() {
+        remove(target)?;
+    }
+    fs::rename(file, target).doing("replace", target)
+}
+
+/// Removes a file, or an empty folder in its place; that it is gone already is success.
+///
+/// # Errors
+/// As [`put`].
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
+    let removed = match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir(path),
+        removed => removed,
+    };
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.doing("remove", path),
     }

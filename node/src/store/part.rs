@@ -74,6 +74,9 @@ impl Part {
         path: PathBuf,
         saved: RangeSet<u64>,
     ) -> Result<Self, StoreError> {
+        if path.is_dir() {
+            layout::remove(&path)?;
+        }
         let file = File::options()
             .read(true)
             .write(true)

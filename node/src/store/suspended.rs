@@ -8,10 +8,10 @@ use millrace_protocol::oci::Digest;
 use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 
-use super::Inner;
 use super::error::StoreError;
 use super::layout::{self, Layout};
 use super::uses::Uses;
+use super::{Inner, log_failure};
 
 /// Version of the state file of a suspended part; another one means: begin again.
 const STATE_VERSION: u32 = 1;
@@ -108,7 +108,7 @@ pub(super) fn find_suspended(
         match digest.and_then(|digest| Some((digest, suspended(&path, (layout, uses), &digest)?))) {
             Some(part) => found.push(part),
             None if is_state_of_a_part(&path) => {}
-            None => layout::remove(&path)?,
+            None => log_failure(layout::remove(&path), "remove what is no part"),
         }
     }
     Ok(found)
@@ -116,7 +116,7 @@ pub(super) fn find_suspended(
 
 fn suspended(part: &Path, (layout, uses): (&Layout, &Uses), digest: &Digest) -> Option<Suspended> {
     let saved = saved_ranges(&layout.part_state(digest));
-    let metadata = part.metadata().ok()?;
+    let metadata = part.metadata().ok().filter(Metadata::is_file)?;
     let since = uses.earlier(metadata.modified().ok()?);
     let bytes = taken(&saved, &metadata);
     (!saved.is_empty()).then_some(Suspended { bytes, since })

@@ -70,6 +70,11 @@ pub(super) fn is_damage(error: &io::Error) -> bool {
     Finding::of(error) == Finding::Damage
 }
 
+/// Whether an error says that this node lacks something for a while.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    Finding::of(error) == Finding::Shortage
+}
+
 /// When it was last logged that files are refused.
 #[derive(Debug, Default)]
 pub(super) struct Alarm(Mutex<Option<Instant>>);
@@ -90,9 +95,9 @@ impl Alarm {
 /// # Errors
 /// This node lacks what it takes to look.
 pub(super) fn exists(path: &Path) -> Result<bool, StoreError> {
-    match path.try_exists() {
-        Err(error) if Finding::of(&error) != Finding::Shortage => Ok(false),
-        result => result.doing("examine", path),
+    match fs::metadata(path) {
+        Err(error) if !is_shortage(&error) => Ok(false),
+        result => Ok(result.doing("examine", path)?.is_file()),
     }
 }
 
