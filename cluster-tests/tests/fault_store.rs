@@ -1,6 +1,6 @@
 //! The bounds of the disk, and what a restart finds.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -63,6 +63,35 @@ async fn the_bound_holds_and_what_is_being_read_stays() -> Result<()> {
     );
     assert_eq!(scene.fake.records().len(), asked + 1);
     Ok(())
+}
+
+#[tokio::test]
+async fn what_is_read_since_it_was_fetched_stays() -> Result<()> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
+    let blobs: Vec<_> = (0..5).map(|seed| noise(seed, 24 * MIB)).collect();
+    let add = |blob| scene.fake.add_blob("app", blob);
+    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
+    let mut slow = scene.open(scene.blob("app", &digests[0])).await?;
+    assert_ne!(slow.head().header("x-millrace-source"), Some("local"));
+    let begin = slow.read_at_least(MIB).await?;
+    let path = path_of(&scene, &digests[0]);
+    eventually("it is stored", async || path.is_file()).await;
+    for (digest, blob) in digests.iter().zip(&blobs).skip(1) {
+        assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
+        let path = path_of(&scene, digest);
+        eventually("it is stored", async || path.is_file()).await;
+    }
+    assert!(path.is_file(), "it is being read");
+    let rest = slow.finish().await?;
+    assert!([begin, rest.body].concat() == blobs[0], "other bytes came");
+    Ok(())
+}
+
+/// Where a node keeps a blob.
+fn path_of(scene: &Scene, digest: &Digest) -> PathBuf {
+    let hex = digest.hex();
+    let blobs = scene.node.data().join("blobs/sha256");
+    blobs.join(&hex[..2]).join(hex)
 }
 
 #[tokio::test]
@@ -282,9 +311,7 @@ async fn what_cannot_be_read_any_more_is_fetched_again() -> Result<()> {
     let digest = scene.fake.add_blob("app", content.clone());
     assert_whole(&scene.send(scene.blob("app", &digest)).await?, &content);
     is_kept(&scene, &digest).await;
-    let hex = digest.hex();
-    let blobs = scene.node.data().join("blobs/sha256");
-    let path = blobs.join(&hex[..2]).join(hex);
+    let path = path_of(&scene, &digest);
     std::fs::remove_file(&path)?;
     std::os::unix::fs::symlink(&path, &path)?;
     let answer = scene.send(scene.blob("app", &digest)).await?;
@@ -298,22 +325,22 @@ async fn what_cannot_be_read_any_more_is_fetched_again() -> Result<()> {
 #[tokio::test]
 async fn what_cannot_be_stored_is_given_to_every_client_all_the_same() -> Result<()> {
     let scene = Scene::start().await?;
-    let hex = |digest: &Digest| digest.hex().to_owned();
     let add = |seed| {
         let content = noise(seed, 2 * MIB);
         (scene.fake.add_blob("app", content.clone()), content)
     };
     let [without_place, without_part] = [add(1), add(2)];
-    let place = hex(&without_place.0);
-    let place = format!("blobs/sha256/{}/{place}", &place[..2]);
-    let part = format!("parts/sha256-{}", hex(&without_part.0));
+    let place = path_of(&scene, &without_place.0);
+    let part = format!("parts/sha256-{}", without_part.0.hex());
+    let part = scene.node.data().join(part);
     for path in [&place, &part] {
-        std::fs::create_dir_all(scene.node.data().join(path).join("somebody's"))?;
+        std::fs::create_dir_all(path.join("somebody's"))?;
     }
     for (digest, content) in [&without_place, &without_part, &without_place, &without_part] {
         assert_whole(&scene.send(scene.blob("app", digest)).await?, content);
     }
     for path in [place, part] {
+        let path = path.display().to_string();
         let told = async || scene.node.log().contains(&path);
         eventually("the log says which place is taken", told).await;
     }

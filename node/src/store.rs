@@ -51,6 +51,7 @@ pub use config::Config;
 pub use content::{BlobFile, StoredManifest};
 pub use custody::Custody;
 pub use error::StoreError;
+pub use eviction::Pin;
 pub use links::Record;
 pub use part::{Part, PartWriter};
 pub use read::{FileRange, FileReader};
@@ -196,7 +197,7 @@ impl Store {
         part.reserve(size).await?;
         let writer = part.writer();
         blocking(move || writer.write(0, &[bytes])).await?;
-        part.commit(size, sidecar).await
+        part.commit(size, sidecar).await.map(drop)
     }
 
     /// Returns what some content was fetched as; empty when that is not known.

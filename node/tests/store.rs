@@ -336,6 +336,68 @@ async fn what_is_only_expected_evicts_nothing() {
 }
 
 #[tokio::test]
+async fn a_part_that_is_continued_takes_room_before_it_asks_for_more() {
+    const KIB: u64 = 1 << 10;
+    let folder = tempfile::tempdir().expect("folder");
+    let bounded = Config {
+        max_size: Some(64 * KIB),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    let (digest, bytes) = content(1, 16 << 10);
+    let part = store.part(&digest).await.expect("part");
+    part.writer().write(0, &[bytes]).expect("written");
+    part.suspend(ranges(0..16 * KIB)).await.expect("suspended");
+    let mut part = store.part(&digest).await.expect("part");
+    let status = store.status();
+    assert_eq!(
+        (status.growing_bytes, status.suspended_bytes),
+        (16 * KIB, 0)
+    );
+
+    let mut other = store.part(&content(2, 10).0).await.expect("part");
+    let refused = other.reserve(49 * KIB).await;
+    assert!(
+        matches!(refused, Err(StoreError::NoSpace { .. })),
+        "the disk has the other part: {refused:?}"
+    );
+    other.reserve(32 * KIB).await.expect("room");
+    part.expect(32 * KIB, 16 * KIB);
+    part.reserve(20 * KIB).await.expect("only the rest is new");
+    assert_eq!(store.status().growing_bytes, 52 * KIB);
+    drop((part, other));
+    assert_eq!(store.status().growing_bytes, 0);
+}
+
+#[tokio::test]
+async fn what_was_committed_stays_while_it_is_held() {
+    let folder = tempfile::tempdir().expect("folder");
+    let bounded = Config {
+        max_size: Some(3_000),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    let (digest, bytes) = content(1, 1_000);
+    let part = store.part(&digest).await.expect("part");
+    part.writer().write(0, &[bytes]).expect("written");
+    let sidecar = Sidecar::new(None, provenance());
+    let held = part.commit(1_000, sidecar).await.expect("committed");
+    put(&store, 2, 2_000).await;
+    put(&store, 3, 2_000).await;
+    assert!(holds(&store, &digest).await);
+    let mut large = store.part(&content(4, 10).0).await.expect("part");
+    large.expect(2_001, 0);
+    let refused = large.reserve(10).await;
+    assert!(
+        matches!(refused, Err(StoreError::NoSpace { .. })),
+        "{refused:?}"
+    );
+    drop(held);
+    put(&store, 5, 3_000).await;
+    assert!(!holds(&store, &digest).await);
+}
+
+#[tokio::test]
 async fn suspended_parts_make_room_before_blobs() {
     let folder = tempfile::tempdir().expect("folder");
     let bounded = Config {

@@ -344,12 +344,13 @@ impl Filler {
         });
         self.shared.chains.put(&expected, chain);
         let sidecar = Sidecar::of(None, provenance);
-        if let Err(error) = sink.commit(size, sidecar).await {
+        match sink.commit(size, sidecar).await {
+            Ok(pin) => self.transfer.change(|state| state.pin = pin),
             // Everybody who waits is served from the open file; only the next pull suffers.
-            tracing::error!(
+            Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "a verified blob could not be stored"
-            );
+            ),
         }
         Ok(())
     }

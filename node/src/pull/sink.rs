@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rangemap::RangeSet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::store::{FileReader, Part, PartWriter, Sidecar, Store, StoreError};
+use crate::store::{FileReader, Part, PartWriter, Pin, Sidecar, Store, StoreError};
 
 use super::far::{FarChunk, FarChunks, FarHasher};
 use super::orphans::Orphans;
@@ -390,14 +390,19 @@ impl Sink {
         .await
     }
 
-    /// Makes the verified blob visible; does nothing when it was relayed.
+    /// Makes the verified blob visible, and keeps it from eviction while the result lives; `None` when
+    /// it was relayed.
     ///
     /// # Errors
     /// A file operation failed; the blob is not kept then.
-    pub(super) async fn commit(&self, size: u64, sidecar: Sidecar) -> Result<(), StoreError> {
+    pub(super) async fn commit(
+        &self,
+        size: u64,
+        sidecar: Sidecar,
+    ) -> Result<Option<Pin>, StoreError> {
         match self.part.lock().await.take() {
-            Some(part) => part.commit(size, sidecar).await,
-            None => Ok(()),
+            Some(part) => part.commit(size, sidecar).await.map(Some),
+            None => Ok(None),
         }
     }
 

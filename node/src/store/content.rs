@@ -120,16 +120,17 @@ impl Inner {
         }))
     }
 
-    /// Moves a flushed, verified file to its place; blocks.
+    /// Moves a flushed, verified file to its place, from where it is not evicted while the result lives;
+    /// blocks.
     pub(super) fn publish(
         self: &Arc<Self>,
         digest: &Digest,
         file: &Path,
         size: u64,
         sidecar: &Sidecar,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Pin, StoreError> {
         // Older content under this digest may be evicted, but not between the two files.
-        let _pin = Pin::new(self, digest);
+        let pin = Pin::new(self, digest);
         let target = self.layout.blob(digest);
         self.make_fan_folder(layout::parent(&target))?;
         {
@@ -148,7 +149,7 @@ impl Inner {
         self.record(digest, BlobRecord { size, accessed })?;
         self.metrics.committed_blobs.inc();
         self.metrics.committed_bytes.inc_by(size);
-        Ok(())
+        Ok(pin)
     }
 
     fn make_fan_folder(&self, folder: &Path) -> Result<(), StoreError> {

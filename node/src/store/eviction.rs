@@ -108,7 +108,7 @@ impl Inner {
             return Ok(false);
         };
         suspended.remove(&digest);
-        self.space.resume(part.bytes);
+        self.space.remove_suspended(part.bytes);
         layout::remove(&self.layout.part_state(&digest))?;
         layout::remove(&self.layout.part(&digest))?;
         self.metrics.evicted_parts.inc();
@@ -150,7 +150,7 @@ impl Inner {
 
 /// Keeps a blob from eviction while it lives.
 #[derive(Debug)]
-pub(super) struct Pin {
+pub struct Pin {
     inner: Arc<Inner>,
     digest: Digest,
 }

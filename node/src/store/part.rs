@@ -19,6 +19,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use super::error::{FileContext, StoreError};
+use super::eviction::Pin;
 use super::layout;
 use super::read::FileReader;
 use super::sidecar::Sidecar;
@@ -59,7 +60,9 @@ impl Part {
     /// Opens the part of a digest, which is resumable; blocks.
     pub(super) fn open(inner: &Arc<Inner>, digest: &Digest) -> Result<Self, StoreError> {
         let saved = inner.take_suspended(digest);
-        Self::create(inner, digest, inner.layout.part(digest), saved)
+        let here = length(&saved);
+        let part = Self::create(inner, digest, inner.layout.part(digest), saved);
+        part.inspect_err(|_| inner.space.shrink(here))
     }
 
     /// Opens a part that nobody else can have open, for content that is whole in memory; blocks.
@@ -84,6 +87,8 @@ impl Part {
             .truncate(saved.is_empty())
             .open(&path)
             .doing("create", &path)?;
+        // What was saved is counted, and lies on the disk.
+        let here = length(&saved);
         Ok(Self {
             inner: Arc::clone(inner),
             digest: *digest,
@@ -94,9 +99,9 @@ impl Part {
             saved,
             expected: 0,
             position: 0,
-            reserved: 0,
+            reserved: here,
             promised: 0,
-            allocated: 0,
+            allocated: here,
             ahead: 0..0,
             owned: true,
         })
@@ -142,18 +147,12 @@ impl Part {
     /// # Cancel safety
     /// Not to be cancelled: the reservation would be lost until restart.
     pub async fn reserve(&mut self, total: u64) -> Result<(), StoreError> {
-        let is_first = self.reserved == 0;
+        let is_first = self.reserved == length(&self.saved);
         let more = total.saturating_sub(self.reserved);
         if more > 0 {
             self.grow(more).await?;
         }
-        if is_first {
-            // What was saved lies on the disk already.
-            self.allocated = length(&self.saved).min(self.reserved);
-            self.inner.space.allocated(self.allocated);
-            return Ok(());
-        }
-        if self.allocated == self.reserved {
+        if is_first || self.allocated == self.reserved {
             return Ok(());
         }
         self.allocate().await
@@ -219,23 +218,24 @@ impl Part {
     /// Makes the verified content visible under its digest, durably.
     ///
     /// `size` is what was verified, in bytes; what lies behind it is cut off. When this returns,
-    /// content and sidecar survive a power failure.
+    /// content and sidecar survive a power failure. While the result lives the blob is not evicted, so
+    /// that who still reads the part holds it.
     ///
     /// # Errors
     /// A file operation that failed; the part is removed then.
     /// # Cancel safety
     /// The commit goes on if the future is dropped.
-    pub async fn commit(self, size: u64, sidecar: Sidecar) -> Result<(), StoreError> {
+    pub async fn commit(self, size: u64, sidecar: Sidecar) -> Result<Pin, StoreError> {
         blocking(move || self.commit_blocking(size, &sidecar)).await
     }
 
-    fn commit_blocking(mut self, size: u64, sidecar: &Sidecar) -> Result<(), StoreError> {
+    fn commit_blocking(mut self, size: u64, sidecar: &Sidecar) -> Result<Pin, StoreError> {
         let PartWriter { file, path } = &self.writer;
         file.set_len(size).doing("truncate", path)?;
         rustix::fs::fdatasync(file).doing("flush", path)?;
-        self.inner.publish(&self.digest, path, size, sidecar)?;
+        let pin = self.inner.publish(&self.digest, path, size, sidecar)?;
         self.owned = false;
-        Ok(())
+        Ok(pin)
     }
 
     /// Removes the part without blocking the runtime.

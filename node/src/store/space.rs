@@ -172,9 +172,16 @@ impl Space {
         self.taken.lock().suspended += size;
     }
 
-    pub(super) fn resume(&self, size: u64) {
+    /// Takes what a suspended part took of the disk out of the account.
+    pub(super) fn remove_suspended(&self, size: u64) {
+        self.resume(size, 0);
+    }
+
+    /// As [`Space::remove_suspended`], for a part that grows on from `here` bytes.
+    pub(super) fn resume(&self, size: u64, here: u64) {
         let mut taken = self.taken.lock();
         taken.suspended = taken.suspended.saturating_sub(size);
+        taken.growing += here;
     }
 
     /// Takes `needed` bytes for a growing part if they fit now.
@@ -213,6 +220,17 @@ mod tests {
         assert!(!space.try_grow(1, 1_000));
         space.remove_blob(50);
         assert!(space.try_grow(50, 1_000));
+    }
+
+    #[test]
+    fn what_a_part_has_counts_while_it_grows_on_and_needs_no_room_again() {
+        let space = space(100, 0);
+        space.suspend(60);
+        space.resume(60, 50);
+        assert_eq!((space.taken().suspended, space.taken().growing), (0, 50));
+        assert!(!space.try_grow(51, 1_000));
+        assert!(!space.try_promise(51, 0, 1_000));
+        assert!(space.try_grow(50, 50), "the other half is on the disk");
     }
 
     #[test]

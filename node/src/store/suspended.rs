@@ -59,23 +59,21 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes a suspended part out of the account and returns which ranges it has.
+    /// Returns which ranges a suspended part has, which count as those of a growing one from now on.
     pub(super) fn take_suspended(&self, digest: &Digest) -> RangeSet<u64> {
         let mut suspended = self.suspended.lock();
         let Some(part) = suspended.remove(digest) else {
             return RangeSet::new();
         };
-        self.space.resume(part.bytes);
         let state = self.layout.part_state(digest);
-        let saved = saved_ranges(&state);
+        let mut saved = saved_ranges(&state);
         // From now on the part changes, so the state must not be believed after a crash.
-        match layout::remove(&state) {
-            Ok(()) => saved,
-            Err(error) => {
-                tracing::warn!(%error, "a suspended part is begun anew");
-                RangeSet::new()
-            }
+        if let Err(error) = layout::remove(&state) {
+            tracing::warn!(%error, "a suspended part is begun anew");
+            saved.clear();
         }
+        self.space.resume(part.bytes, length(&saved));
+        saved
     }
 }
 

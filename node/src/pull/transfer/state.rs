@@ -14,7 +14,7 @@ use crate::pull::origin::Source;
 use crate::pull::segment::{SegmentId, Segments};
 use crate::pull::sink::Sink;
 use crate::pull::window::Window;
-use crate::store::{BlobFile, FileReader, Provenance};
+use crate::store::{BlobFile, FileReader, Pin, Provenance};
 
 /// Bytes at the end of a blob that nobody gets before the digest is verified, so that a wrong
 /// body never completes. A blob of at most this size is verified before its headers leave.
@@ -50,6 +50,8 @@ pub(in crate::pull) struct State {
     /// The origin whose upstream has answered with the blob, until it fails: a name that somebody
     /// asks by proves nothing.
     pub(in crate::pull) fetched: Option<Provenance>,
+    /// Keeps a blob that was committed from eviction while somebody still reads it.
+    pub(in crate::pull) pin: Option<Pin>,
     /// Keeps a blob that was found in the store from eviction.
     found: Option<BlobFile>,
 }
