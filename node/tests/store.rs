@@ -167,6 +167,48 @@ async fn what_a_crash_left_half_written_is_gone_after_the_start() {
 }
 
 #[tokio::test]
+async fn what_was_committed_right_before_a_crash_is_counted_and_goes_in_its_turn() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    let known = put(&store, 1, 1_000).await;
+    close(store, tasks).await;
+    // The index is written to disk once a second, so a crash leaves one that lacks the latest.
+    let index = folder.path().join("index");
+    let before = folder.path().join("before");
+    copy(&index, &before);
+    let (store, tasks) = open(folder.path()).await;
+    let latest = put_tagged(&store, b"{\"latest\":1}", 100).await;
+    close(store, tasks).await;
+    fs::remove_dir_all(&index).expect("removed");
+    fs::rename(&before, &index).expect("put back");
+
+    let bounded = Config {
+        max_size: Some(2_000),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    assert_eq!(store.status().blobs, 2);
+    let tag = store.tag(&tag_name()).await.expect("store works");
+    assert_eq!(tag.map(|record| record.digest), Some(latest));
+    put(&store, 2, 2_000).await;
+    assert!(!holds(&store, &known).await && !holds(&store, &latest).await);
+}
+
+/// Copies a folder.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("created");
+    for entry in fs::read_dir(from).expect("listed") {
+        let entry = entry.expect("listed");
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).expect("copied");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_suspended_part_is_continued_and_only_once_believed() {
     let folder = tempfile::tempdir().expect("folder");
     let (store, tasks) = open(folder.path()).await;

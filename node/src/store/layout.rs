@@ -117,11 +117,11 @@ impl Layout {
         self.part(digest).with_extension("json")
     }
 
-    /// Calls `visit` with every blob file that has a well-formed name and with its size, in no
-    /// particular order. Stops early when `visit` returns false.
+    /// Calls `visit` with everything that has the name and the place of a blob, in no particular
+    /// order. Stops early when `visit` returns false.
     pub(super) fn visit_blobs(
         &self,
-        mut visit: impl FnMut(Digest, &fs::Metadata) -> bool,
+        mut visit: impl FnMut(Digest, &fs::DirEntry) -> bool,
     ) -> Result<(), StoreError> {
         for algorithm in Algorithm::ALL {
             let folder = self.blobs().join(algorithm.name());
@@ -133,10 +133,7 @@ impl Layout {
                     let name = entry.file_name();
                     let text = format!("{}:{}", algorithm.name(), name.to_string_lossy());
                     let Ok(digest) = text.parse() else { continue };
-                    // A file that vanished between listing and stat was evicted.
-                    let metadata = entry.metadata().ok().filter(fs::Metadata::is_file);
-                    let Some(metadata) = metadata else { continue };
-                    if !visit(digest, &metadata) {
+                    if !visit(digest, &entry) {
                         return Ok(());
                     }
                 }

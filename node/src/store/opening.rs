@@ -111,15 +111,12 @@ impl Inner {
         Ok((inner, opened))
     }
 
-    /// Counts or rebuilds the index, then brings the store within its bounds; blocks.
+    /// Counts the index, adds to it what it lacks, and brings the store within its bounds; blocks.
     fn prepare_index(self: &Arc<Self>, opened: Opened, stop: impl Fn() -> bool) {
-        let result = match opened {
-            Opened::Existing => {
-                self.count(&stop);
-                Ok(())
-            }
-            Opened::New => self.rebuild(&stop),
-        };
+        if opened == Opened::Existing {
+            self.count(&stop);
+        }
+        let result = self.rebuild(&stop);
         if stop() {
             return;
         }

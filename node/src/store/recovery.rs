@@ -1,9 +1,11 @@
-//! Building the index from the files, behind the first requests.
+//! Entering into the index what it lacks of the files, behind the first requests: everything if it
+//! is new, else what was committed in the last moment before a crash.
 //!
-//! Reads names, sizes and sidecars; content is not hashed here (that is a scrub's work). Requests
-//! are served meanwhile, because existence is decided by the file.
+//! Reads names, and sizes and sidecars of what is entered; content is not hashed here (that is a
+//! scrub's work). Requests are served meanwhile, because existence is decided by the file.
 
 use std::collections::HashMap;
+use std::fs::{DirEntry, Metadata};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -16,17 +18,12 @@ use super::tags::{TagName, TagRecord};
 use super::{Inner, layout};
 
 impl Inner {
-    /// Enters every blob on disk into the index; blocks, and returns early when `stop` says so.
+    /// Enters every blob on disk that the index lacks; blocks, and returns early when `stop` says so.
     pub(super) fn rebuild(self: &Arc<Self>, stop: impl Fn() -> bool) -> Result<(), StoreError> {
         let mut tags: HashMap<TagName, TagRecord> = HashMap::new();
         let mut outcome = Ok(());
-        self.layout.visit_blobs(|digest, metadata| {
-            let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
-            let record = BlobRecord {
-                size: metadata.len(),
-                accessed: self.uses.earlier(modified),
-            };
-            outcome = self.adopt(&digest, record, &mut tags);
+        self.layout.visit_blobs(|digest, entry| {
+            outcome = self.adopt(&digest, entry, &mut tags);
             outcome.is_ok() && !stop()
         })?;
         outcome?;
@@ -36,16 +33,28 @@ impl Inner {
         Ok(())
     }
 
-    /// Enters one blob, unless a commit or an eviction was quicker.
+    /// Enters one blob, unless it is known or was evicted meanwhile.
     fn adopt(
         &self,
         digest: &Digest,
-        record: BlobRecord,
+        entry: &DirEntry,
         tags: &mut HashMap<TagName, TagRecord>,
     ) -> Result<(), StoreError> {
+        if self.index.blob(digest)?.is_some() {
+            return Ok(());
+        }
         // The lock that eviction removes files under: a file seen here is there.
         let pins = self.pins.lock();
-        if self.layout.blob(digest).exists() && self.index.blob(digest)?.is_none() {
+        let metadata = entry.metadata().ok().filter(Metadata::is_file);
+        let Some(metadata) = metadata else {
+            return Ok(());
+        };
+        if self.index.blob(digest)?.is_none() {
+            let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
+            let record = BlobRecord {
+                size: metadata.len(),
+                accessed: self.uses.earlier(modified),
+            };
             self.record(digest, record)?;
         }
         drop(pins);
