@@ -5,12 +5,12 @@
 //! check what they take from this one. Chunks from other nodes are checked here before they are
 //! written, with the same pass over their bytes.
 
+mod room;
+mod taking;
 mod verification;
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use millrace_protocol::chunk::ChainValue;
 use millrace_protocol::oci::Digest;
 use parking_lot::Mutex;
@@ -21,18 +21,9 @@ use crate::store::{FileReader, Part, PartWriter, Pin, Sidecar, Store, StoreError
 
 use super::far::{FarChunk, FarChunks, FarHasher};
 use super::orphans::Orphans;
+pub(super) use taking::{Checked, Taken};
 pub(super) use verification::{Arrived, Check};
 use verification::{Chain, Verification};
-
-/// How much of what was written out of order is hashed behind each write, in bytes.
-const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Bytes that may be on their way to the file beside a batch: they are reserved before they come.
-const MARGIN_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Least and most bytes that are reserved beyond that in one step. A step is as large as what has
-/// come: a size is only what somebody says, and others are evicted for bytes alone.
-const STEP_BYTES: (u64, u64) = (1024 * 1024, 64 * 1024 * 1024);
 
 /// Most writes at a time; there are fewer segments and batches.
 const MAX_WRITES: u32 = 8;
@@ -51,24 +42,6 @@ pub(super) struct Sink {
     orphans: Orphans,
     /// Held while something is written, also by who has left meanwhile.
     writes: Arc<Semaphore>,
-}
-
-/// How a batch was taken.
-#[derive(Debug)]
-pub(super) enum Taken {
-    /// It is in the file.
-    Written,
-    /// It is only hashed; it goes to readers through the window.
-    Relayed(Vec<Bytes>),
-}
-
-/// Whether a chunk from another node was taken.
-#[derive(Debug)]
-pub(super) enum Checked {
-    /// It fits its check.
-    Right(Taken),
-    /// It does not and is dropped. For a last chunk with the digest that the whole would have had.
-    Wrong(Option<Digest>),
 }
 
 impl Sink {
@@ -172,202 +145,6 @@ impl Sink {
         self.writer.lock().is_none()
     }
 
-    /// Makes sure that the disk has room for a batch behind what is `written`, and for some more;
-    /// and, before the first, that it could have room for `size`. Fills that nobody waits for make
-    /// way; without room all the same the blob is relayed from here on.
-    ///
-    /// # Errors
-    /// The disk failed; that it is full is an error only for bytes that are not the next ones.
-    pub(super) async fn reserve(
-        &self,
-        size: Option<u64>,
-        batch: Range<u64>,
-        written: &RangeSet<u64>,
-    ) -> Result<(), StoreError> {
-        let mut part = self.part.lock().await;
-        let Some(open) = part.as_mut() else {
-            return Ok(());
-        };
-        let here: u64 = written.iter().map(|range| range.end - range.start).sum();
-        let here = here + (batch.end - batch.start);
-        let total = ahead_of(here, size.unwrap_or(u64::MAX), open.reserved());
-        open.expect(size.unwrap_or(0), batch.start);
-        let mut reserved = open.reserve(total).await;
-        if matches!(reserved, Err(StoreError::NoSpace { .. })) && self.orphans.make_way().await {
-            reserved = open.reserve(total).await;
-        }
-        match reserved {
-            Err(error) if error.is_full() => {
-                drop(part);
-                if !self.hashes_up_to(batch.start, written).await? {
-                    return Err(error);
-                }
-                tracing::warn!(
-                    blob.digest = %self.digest, %error,
-                    "the store has no room: the blob is relayed without being kept"
-                );
-                self.stop_storing().await;
-                Ok(())
-            }
-            result => result,
-        }
-    }
-
-    /// Hashes what is `written` before `position`, as long as the file is there. Returns whether the
-    /// bytes at `position` are the next ones then.
-    async fn hashes_up_to(
-        &self,
-        position: u64,
-        written: &RangeSet<u64>,
-    ) -> Result<bool, StoreError> {
-        let writer = self.writer.lock().clone();
-        let (progress, written) = (Arc::clone(&self.progress), written.clone());
-        blocking(move || {
-            let mut progress = progress.lock();
-            if let Some(writer) = writer {
-                progress.catch_up(&writer, &written, position)?;
-            }
-            Ok(progress.hashed() == position)
-        })
-        .await
-    }
-
-    /// Takes the bytes at `offset`; `written` is what the file has already.
-    ///
-    /// # Errors
-    /// The disk failed. A full disk is no error while bytes come in order: they are relayed.
-    pub(super) async fn take(
-        &self,
-        offset: u64,
-        chunks: Vec<Bytes>,
-        written: RangeSet<u64>,
-    ) -> Result<Taken, StoreError> {
-        let writer = self.writer.lock().clone();
-        let Some(writer) = writer else {
-            return Ok(self.relay(offset, chunks).await);
-        };
-        // Beside each other: hashing takes as long as everything else together.
-        let hashing = self.hash_beside(writer.clone(), offset, chunks.clone(), written);
-        let turn = self.turn().await;
-        let writing = blocking(move || {
-            let _turn = turn;
-            (writer.write(offset, &chunks), chunks)
-        });
-        let ((in_order, hashed), (result, chunks)) = tokio::join!(hashing, writing);
-        match result {
-            Ok(()) => hashed.map(|()| Taken::Written),
-            Err(error) if error.is_full() && in_order => {
-                tracing::warn!(
-                    blob.digest = %self.digest, %error,
-                    "the disk is full: the rest of the blob is relayed without being kept"
-                );
-                self.stop_storing().await;
-                Ok(Taken::Relayed(chunks))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Hashes a batch if its bytes are the next ones, and some of what was `written` behind them;
-    /// returns whether they were.
-    async fn hash_beside(
-        &self,
-        writer: PartWriter,
-        offset: u64,
-        chunks: Vec<Bytes>,
-        written: RangeSet<u64>,
-    ) -> (bool, Result<(), StoreError>) {
-        let progress = Arc::clone(&self.progress);
-        let far = self.far.clone();
-        blocking(move || {
-            let (in_order, caught_up) = {
-                let mut progress = progress.lock();
-                let in_order = progress.hashed() == offset;
-                progress.add(offset, &chunks);
-                let until = progress.hashed().saturating_add(BACKLOG_BYTES);
-                (in_order, progress.catch_up(&writer, &written, until))
-            };
-            if let Some(far) = far.filter(|_| !in_order) {
-                far.lock().add(offset, &chunks);
-            }
-            (in_order, caught_up)
-        })
-        .await
-    }
-
-    /// Takes a whole chunk at `offset` ahead of the chain if it has the digest that was stated.
-    /// It is hashed in order later, from the file.
-    ///
-    /// # Errors
-    /// The disk failed.
-    pub(super) async fn take_far(
-        &self,
-        offset: u64,
-        chunks: Vec<Bytes>,
-        digest: Digest,
-    ) -> Result<Checked, StoreError> {
-        let turn = self.turn().await;
-        let writer = self.writer.lock().clone();
-        blocking(move || {
-            let _turn = turn;
-            let mut hasher = digest.algorithm().hasher();
-            chunks.iter().for_each(|chunk| hasher.update(chunk));
-            if hasher.finish() != digest {
-                return Ok(Checked::Wrong(None));
-            }
-            let Some(writer) = writer else {
-                return Ok(Checked::Right(Taken::Relayed(chunks)));
-            };
-            writer.write(offset, &chunks)?;
-            Ok(Checked::Right(Taken::Written))
-        })
-        .await
-    }
-
-    /// Takes whole chunks if they fit their checks; what comes behind the first that does not is
-    /// dropped, and the result ends with it.
-    ///
-    /// # Errors
-    /// As [`Sink::take`].
-    pub(super) async fn take_checked(
-        &self,
-        batch: Vec<Arrived>,
-        written: RangeSet<u64>,
-    ) -> Result<Vec<Checked>, StoreError> {
-        let turn = self.turn().await;
-        let writer = self.writer.lock().clone();
-        let progress = Arc::clone(&self.progress);
-        let digest = self.digest;
-        blocking(move || {
-            let _turn = turn;
-            let mut results = Vec::with_capacity(batch.len());
-            for chunk in batch {
-                let checked = chunk.take(&digest, writer.as_ref(), &progress)?;
-                let is_wrong = matches!(checked, Checked::Wrong(_));
-                results.push(checked);
-                if is_wrong {
-                    break;
-                }
-            }
-            if let Some(writer) = writer {
-                let mut progress = progress.lock();
-                let until = progress.hashed().saturating_add(BACKLOG_BYTES);
-                progress.catch_up(&writer, &written, until)?;
-            }
-            Ok(results)
-        })
-        .await
-    }
-
-    async fn relay(&self, offset: u64, chunks: Vec<Bytes>) -> Taken {
-        let progress = Arc::clone(&self.progress);
-        blocking(move || {
-            progress.lock().add(offset, &chunks);
-            Taken::Relayed(chunks)
-        })
-        .await
-    }
-
     /// Hashes whatever is written and not hashed yet, and returns the digest of the whole.
     ///
     /// # Errors
@@ -432,16 +209,6 @@ impl Sink {
     }
 }
 
-/// Returns how many bytes are to be reserved when `here` have come of `size`.
-fn ahead_of(here: u64, size: u64, reserved: u64) -> u64 {
-    let needed = here.saturating_add(MARGIN_BYTES).min(size);
-    if needed <= reserved {
-        return reserved;
-    }
-    let (least, most) = STEP_BYTES;
-    needed.saturating_add(here.clamp(least, most)).min(size)
-}
-
 /// Runs hashing and writing on the blocking pool.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
@@ -456,6 +223,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use futures_util::FutureExt;
     use millrace_protocol::oci::Algorithm;
 

@@ -2,26 +2,24 @@
 //!
 //! It only makes things quick to find. Whether content exists is decided by its file; whatever
 //! stands here can be rebuilt from files and sidecars, so a missing, damaged or foreign index is
-//! set aside and made anew. Every value begins with a version byte.
+//! set aside and made anew.
+
+mod record;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use millrace_protocol::oci::{Algorithm, Digest, RepositoryName};
+use millrace_protocol::oci::{Digest, RepositoryName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::{FileContext, StoreError};
 use super::layout;
+pub(super) use record::key;
+use record::{access_key, decode, digest_of, encode};
 
 /// Version of the index as a whole; another one means: build it anew.
 const VERSION: &[u8] = b"1";
-
-/// First byte of every record.
-const RECORD_VERSION: u8 = 1;
-
-/// Largest record that is decoded, in bytes.
-const MAX_RECORD_BYTES: usize = 4096;
 
 /// Memory that sled may use for its page cache.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -241,54 +239,9 @@ fn set_aside(path: &Path) -> Result<(), StoreError> {
     std::fs::rename(path, &aside).doing("move", path)
 }
 
-/// Returns the key of a digest: one byte for the algorithm, then the hash.
-pub(super) fn key(digest: &Digest) -> Vec<u8> {
-    let mut key = Vec::with_capacity(65);
-    key.push(match digest.algorithm() {
-        Algorithm::Sha256 => 1,
-        Algorithm::Sha512 => 2,
-    });
-    key.extend_from_slice(digest.hash());
-    key
-}
-
-fn digest_of(key: &[u8]) -> Option<Digest> {
-    let (kind, hash) = key.split_first()?;
-    let algorithm = match kind {
-        1 => Algorithm::Sha256,
-        2 => Algorithm::Sha512,
-        _ => return None,
-    };
-    format!("{}:{}", algorithm.name(), hex(hash)).parse().ok()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn access_key(accessed: u64, key: &[u8]) -> Vec<u8> {
-    [&accessed.to_be_bytes(), key].concat()
-}
-
-fn encode<T: Serialize>(record: &T) -> Vec<u8> {
-    let mut bytes = vec![RECORD_VERSION];
-    bincode::serde::encode_into_std_write(record, &mut bytes, bincode::config::standard())
-        .expect("index records have nothing that bincode refuses, and a Vec takes all");
-    bytes
-}
-
-/// Decodes a record; one of another version or shape counts as absent.
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let (&RECORD_VERSION, record) = bytes.split_first()? else {
-        return None;
-    };
-    let config = bincode::config::standard().with_limit::<MAX_RECORD_BYTES>();
-    let (record, _) = bincode::serde::decode_from_slice(record, config).ok()?;
-    Some(record)
-}
-
 #[cfg(test)]
 mod tests {
+    use millrace_protocol::oci::Algorithm;
     use rustix::fs::{FlockOperation, flock};
 
     use super::*;
@@ -320,16 +273,6 @@ mod tests {
         assert_eq!(index.remove_blob(&b).expect("removed"), Some(record(2, 20)));
         assert_eq!(index.least_recent().collect::<Vec<_>>(), [a]);
         assert_eq!(index.blob(&b).expect("read"), None);
-    }
-
-    #[test]
-    fn records_of_another_version_count_as_absent() {
-        let mut bytes = encode(&record(1, 2));
-        assert_eq!(decode(&bytes), Some(record(1, 2)));
-        bytes[0] = 2;
-        assert_eq!(decode::<BlobRecord>(&bytes), None);
-        assert_eq!(decode::<BlobRecord>(&[]), None);
-        assert_eq!(decode::<BlobRecord>(&[RECORD_VERSION]), None);
     }
 
     #[test]
