@@ -18,6 +18,7 @@ mod borrow;
 mod candidates;
 mod chains;
 mod config;
+mod deadline;
 mod directory;
 mod error;
 mod far;
@@ -61,7 +62,6 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, MediaType, Reference};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
-use tokio::time::Instant;
 
 pub use blob::{BlobBody, OpenBlob, Piece};
 pub use config::Config;
@@ -76,6 +76,7 @@ use crate::peer::{Members, Peers};
 use crate::store::Store;
 use crate::task::Tasks;
 use access::{Access, Form, Proof};
+use deadline::Deadline;
 use fill::Fillers;
 use listing::Listings;
 use manifest::Manifests;
@@ -89,9 +90,6 @@ use replicate::Replicas;
 use tag::Tags;
 use transfer::{Transfer, Waiter};
 use waits::Waits;
-
-/// Time within which a client gets headers; containerd gives up after 30 s (contract B5).
-const HEADER_BUDGET: Duration = Duration::from_secs(20);
 
 /// What a client needs of a manifest without its bytes.
 #[derive(Clone, Debug)]
@@ -132,6 +130,8 @@ struct Inner {
     negative: Negative,
     neighbours: Option<Neighbours>,
     waits: Waits,
+    /// As in [`Config`].
+    header_budget: Duration,
     metrics: Metrics,
 }
 
@@ -180,6 +180,7 @@ impl Puller {
             orphans,
         };
         let access = Access::new(&config, surroundings.clone());
+        let header_budget = config.header_budget;
         let manifests = Manifests::new(surroundings.clone());
         let tags = Tags::new(manifests.clone(), tasks.clone(), config);
         let fillers = Fillers::new(surroundings);
@@ -193,6 +194,7 @@ impl Puller {
             negative,
             neighbours,
             waits,
+            header_budget,
             metrics: Metrics::default(),
         };
         Self {
@@ -212,7 +214,9 @@ impl Puller {
         origin: &Origin,
         reference: &Reference,
     ) -> Result<ManifestAnswer, PullError> {
-        let result = self.open_manifest(origin, reference).await;
+        let deadline = self.deadline();
+        let opening = self.open_manifest(origin, reference, deadline);
+        let result = deadline.for_answer(opening).await.flatten();
         let source = result.as_ref().ok().map(|answer| answer.source);
         self.inner.metrics.count(Kind::manifest, source);
         result
@@ -222,21 +226,25 @@ impl Puller {
         &self,
         origin: &Origin,
         reference: &Reference,
+        deadline: Deadline,
     ) -> Result<ManifestAnswer, PullError> {
         let access = &self.inner.access;
         let answer = match reference {
             Reference::Tag(tag) => {
-                let answer = self.inner.tags.resolve(origin, tag).await?;
+                let answer = self.inner.tags.resolve(origin, tag, deadline).await?;
                 if answer.source == Source::Upstream {
                     access.confirm(origin);
                 }
                 // What is not kept was fetched for this tag just now.
-                let _proof = access.prove(origin, &answer.digest, Form::Manifest).await?;
+                let proving = access.prove(origin, &answer.digest, Form::Manifest, deadline);
+                let _proof = proving.await?;
                 return Ok(answer);
             }
             Reference::Digest(digest) => {
-                let before = access.prove(origin, digest, Form::Manifest).await?;
-                let answer = self.inner.manifests.by_digest(origin, digest).await?;
+                let proving = access.prove(origin, digest, Form::Manifest, deadline);
+                let before = proving.await?;
+                let fetching = self.inner.manifests.by_digest(origin, digest, deadline);
+                let answer = fetching.await?;
                 if before == Proof::Given {
                     return Ok(answer);
                 }
@@ -244,9 +252,11 @@ impl Puller {
             }
         };
         // It may have come for somebody else's repository.
-        if access.prove(origin, &answer.digest, Form::Manifest).await? == Proof::Absent {
+        let digest = &answer.digest;
+        let proving = access.prove(origin, digest, Form::Manifest, deadline);
+        if proving.await? == Proof::Absent {
             access
-                .ask_if_restricted(origin, &answer.digest, Form::Manifest)
+                .ask_if_restricted(origin, digest, Form::Manifest, deadline)
                 .await?;
         }
         Ok(answer)
@@ -292,20 +302,31 @@ impl Puller {
     /// Dropping the future removes a waiter and nothing else.
     /// Source: OCI Distribution Spec end-2.
     pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<OpenBlob, PullError> {
-        let result = self.open_blob(origin, digest).await;
+        let deadline = self.deadline();
+        let opening = self.open_blob(origin, digest, deadline);
+        let result = deadline.for_answer(opening).await.flatten();
         let source = result.as_ref().ok().map(OpenBlob::source);
         self.inner.metrics.count(Kind::blob, source);
         result
     }
 
-    async fn open_blob(&self, origin: &Origin, digest: &Digest) -> Result<OpenBlob, PullError> {
-        let deadline = Instant::now() + HEADER_BUDGET;
+    /// Returns the times of a client's request that begins now.
+    fn deadline(&self) -> Deadline {
+        Deadline::within(self.inner.header_budget)
+    }
+
+    async fn open_blob(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        deadline: Deadline,
+    ) -> Result<OpenBlob, PullError> {
         let access = &self.inner.access;
-        let mut proof = access.prove(origin, digest, Form::Blob).await?;
+        let mut proof = access.prove(origin, digest, Form::Blob, deadline).await?;
         if let Some(blob) = self.inner.store.blob(digest).await? {
             if proof == Proof::Absent {
                 // It was committed between the two.
-                proof = access.prove(origin, digest, Form::Blob).await?;
+                proof = access.prove(origin, digest, Form::Blob, deadline).await?;
             }
             if proof == Proof::Given {
                 return Ok(OpenBlob::stored(*digest, origin.clone(), deadline, blob));
@@ -319,31 +340,36 @@ impl Puller {
         };
         let waiter = joined?;
         if proof == Proof::Absent {
-            self.share(origin, &waiter.transfer).await?;
+            self.share(origin, &waiter.transfer, deadline).await?;
         }
         Ok(OpenBlob::growing(origin.clone(), deadline, waiter))
     }
 
     /// Lets a client have bytes that are on their way, perhaps for somebody else's repository.
-    async fn share(&self, origin: &Origin, transfer: &Transfer) -> Result<(), PullError> {
+    async fn share(
+        &self,
+        origin: &Origin,
+        transfer: &Transfer,
+        deadline: Deadline,
+    ) -> Result<(), PullError> {
         let access = &self.inner.access;
         if access::is_fetched_for(transfer, origin) {
             access.confirm(origin);
             return Ok(());
         }
         let digest = &transfer.digest;
-        if access.prove(origin, digest, Form::Blob).await? == Proof::Given {
+        if access.prove(origin, digest, Form::Blob, deadline).await? == Proof::Given {
             return Ok(());
         }
         let provenance = transfer.state().fetched_as();
-        access.vouch(origin, digest, &provenance).await
+        access.vouch(origin, digest, &provenance, deadline).await
     }
 
     async fn join(
         &self,
         origin: &Origin,
         digest: &Digest,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<Waiter, PullError> {
         let fillers = &self.inner.fillers;
         let origins = std::slice::from_ref(origin);
@@ -351,7 +377,7 @@ impl Puller {
         if let Some(far) = joined.begun {
             fillers.start(&joined.waiter.transfer, far);
         }
-        let confirmed = blob::in_time(deadline, joined.waiter.confirmed()).await;
+        let confirmed = deadline.for_others(joined.waiter.confirmed()).await;
         confirmed.map_err(|error| error.in_crowd_of(&origin.upstream))??;
         Ok(joined.waiter)
     }
@@ -363,8 +389,19 @@ impl Puller {
     /// # Errors
     /// Why it cannot be had.
     pub async fn blob_head(&self, origin: &Origin, digest: &Digest) -> Result<BlobHead, PullError> {
+        let deadline = self.deadline();
+        let examining = self.examine_blob(origin, digest, deadline);
+        deadline.for_answer(examining).await.flatten()
+    }
+
+    async fn examine_blob(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        deadline: Deadline,
+    ) -> Result<BlobHead, PullError> {
         let access = &self.inner.access;
-        let proof = access.prove(origin, digest, Form::Blob).await?;
+        let proof = access.prove(origin, digest, Form::Blob, deadline).await?;
         let blob = match proof {
             Proof::Given => self.inner.store.blob(digest).await?,
             Proof::Absent => None,
@@ -376,19 +413,22 @@ impl Puller {
             });
         }
         self.inner.negative.check(origin, Wanted::Blob(*digest))?;
-        if let Some(head) = self.head_elsewhere(origin, digest, proof).await? {
+        let elsewhere = self.head_elsewhere(origin, digest, proof, deadline);
+        if let Some(head) = elsewhere.await? {
             return Ok(head);
         }
         let Origin {
             upstream,
             repository,
         } = origin;
-        let deadline = Instant::now() + HEADER_BUDGET;
-        let probed = upstream.probe_blob(repository, digest, deadline).await;
-        let size = probed.map_err(PullError::from).inspect_err(|error| {
-            let wanted = Wanted::Blob(*digest);
-            self.inner.negative.remember(origin, wanted, error);
-        })?;
+        let probing = upstream.probe_blob(repository, digest, deadline.asking());
+        let size = probing
+            .await
+            .map_err(PullError::from)
+            .inspect_err(|error| {
+                let wanted = Wanted::Blob(*digest);
+                self.inner.negative.remember(origin, wanted, error);
+            })?;
         Ok(BlobHead {
             size,
             source: Source::Upstream,
@@ -402,11 +442,12 @@ impl Puller {
         origin: &Origin,
         digest: &Digest,
         proof: Proof,
+        deadline: Deadline,
     ) -> Result<Option<BlobHead>, PullError> {
         let transfer = self.inner.fillers.table.get(digest);
         if let Some(transfer) = transfer.filter(|transfer| transfer.state().is_confirmed()) {
             if proof == Proof::Absent {
-                self.share(origin, &transfer).await?;
+                self.share(origin, &transfer, deadline).await?;
             }
             let size = transfer.state().size;
             let source = Source::Upstream;
@@ -420,7 +461,7 @@ impl Puller {
         };
         if proof == Proof::Absent {
             let access = &self.inner.access;
-            access.vouch(origin, digest, &provenance).await?;
+            access.vouch(origin, digest, &provenance, deadline).await?;
         }
         Ok(Some(BlobHead {
             size: Some(size),

@@ -10,14 +10,14 @@ mod wire;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fake::{Fake, Reply as Answer, Seen};
 use millrace::pull::{self, Puller};
 use millrace::registry::{self, Admission, Door, Htpasswd, Registry, Running, Terms};
 use millrace::store::{self, Store};
 use millrace::task::Tasks;
-use millrace::upstream::{self, AccessRule, Upstreams};
+use millrace::upstream::{self, AccessRule, TagPolicy, TagRule, Upstreams};
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use tempfile::TempDir;
 use wire::{Reply, get, send};
@@ -40,8 +40,11 @@ fn digest_of(content: impl AsRef<[u8]>) -> Digest {
     Digest::of(Algorithm::Sha256, content.as_ref())
 }
 
-/// What the private upstream says now: 200, or a status that it gives to everything.
+/// What the private upstream says now: 200, or a status that it gives to everything, or nothing.
 type Mood = Arc<AtomicU16>;
+
+/// The mood in which it says nothing.
+const SILENT: u16 = 0;
 
 /// A registry whose `team-a`, `team-b` and `shared` have the content; all of it needs a password.
 fn private(mood: Mood) -> impl Fn(&Seen) -> Answer {
@@ -61,6 +64,7 @@ fn private(mood: Mood) -> impl Fn(&Seen) -> Answer {
                 content(request)
             }
             200 => Answer::new(404, ""),
+            SILENT => Answer::silence(),
             status => Answer::new(status, ""),
         }
     }
@@ -107,11 +111,17 @@ struct Node {
 struct Times {
     ttl: Duration,
     grace: Duration,
+    /// Lifetime of tags.
+    tags: Duration,
+    /// How long a request waits for the upstream.
+    budget: Duration,
 }
 
 const DEFAULT: Times = Times {
     ttl: Duration::from_secs(600),
     grace: Duration::from_secs(3600),
+    tags: Duration::from_secs(60),
+    budget: Duration::from_secs(20),
 };
 
 /// Every answer is asked for anew.
@@ -169,6 +179,15 @@ async fn start_in(folder: TempDir, times: Times, (corp, hub, mood): (Fake, Fake,
         has_credentials: true,
         access_ttl: times.ttl,
         access_grace: times.grace,
+        default_ttl: times.tags,
+        tags: vec![TagRule {
+            pattern: "*".to_owned(),
+            policy: TagPolicy::Ttl,
+            ttl: None,
+        }],
+        // Here a check is waited for as long as may be.
+        revalidate: times.budget,
+        header_budget: times.budget,
         negative_ttl: Duration::ZERO,
         ..pull::Config::default()
     };
@@ -457,6 +476,30 @@ async fn while_the_upstream_is_away_the_grace_applies_and_then_ends() {
         node.mood.store(500, Ordering::Relaxed);
         assert_eq!(node.status(&blob_url("corp/team-a/app"), ANN).await, status);
         assert_eq!(node.status(&blob_url("corp/team-a/app"), ANN).await, status);
+    }
+}
+
+#[tokio::test]
+async fn all_steps_of_a_request_together_take_no_longer_than_a_client_waits() {
+    const BUDGET: Duration = Duration::from_secs(4);
+    let times = Times {
+        tags: Duration::ZERO,
+        budget: BUDGET,
+        ..AT_ONCE
+    };
+    let grace = Duration::ZERO;
+    for (times, status) in [(times, 200), (Times { grace, ..times }, 503)] {
+        let node = start(times).await;
+        node.pull("corp/team-a/app", ANN).await;
+        let tag = "/v2/corp/team-a/app/manifests/v1";
+        assert_eq!(node.status(tag, ANN).await, 200);
+        node.mood.store(SILENT, Ordering::Relaxed);
+        // What the tag points to, then whether the repository may still be read.
+        let (blob, asked) = (blob_url("corp/team-a/app"), Instant::now());
+        let answers = tokio::join!(node.status(tag, ANN), node.status(&blob, ANN));
+        assert_eq!(answers, (status, status));
+        let waited = asked.elapsed();
+        assert!(waited < BUDGET * 3 / 2, "{waited:?}");
     }
 }
 

@@ -30,14 +30,15 @@ use tokio::time::Instant;
 use crate::store::{Provenance, Record, Store};
 use crate::upstream::FetchError;
 
+use super::Surroundings;
 use super::config::Config;
+use super::deadline::{Deadline, HEADER_BUDGET};
 use super::error::PullError;
 use super::flights::Flights;
 use super::negative::{Negative, Wanted};
 use super::neighbours::{Hop, Neighbours};
 use super::origin::Origin;
 use super::transfer::Transfer;
-use super::{HEADER_BUDGET, Surroundings};
 use rules::Rules;
 use standing::Standings;
 
@@ -132,6 +133,7 @@ impl Access {
         origin: &Origin,
         digest: &Digest,
         form: Form,
+        deadline: Deadline,
     ) -> Result<Proof, PullError> {
         let known = self.inner.links.get(digest);
         if known.as_ref().is_some_and(|links| links.is_open) {
@@ -149,7 +151,8 @@ impl Access {
             return Ok(Proof::Given);
         }
         let is_linked = links.all.contains(&own);
-        self.settle(origin, digest, form, is_linked).await?;
+        let settling = self.settle(origin, (digest, form), is_linked, deadline);
+        settling.await?;
         Ok(Proof::Given)
     }
 
@@ -165,28 +168,30 @@ impl Access {
         origin: &Origin,
         digest: &Digest,
         provenance: &[Provenance],
+        deadline: Deadline,
     ) -> Result<(), PullError> {
         let is_open = |one: &Provenance| self.inner.rules.is_open(one);
         if !self.inner.restricts || provenance.iter().any(is_open) {
             return Ok(());
         }
         let is_linked = provenance.contains(&origin.provenance());
-        self.settle(origin, digest, Form::Blob, is_linked).await
+        self.settle(origin, (digest, Form::Blob), is_linked, deadline)
+            .await
     }
 
     /// Decides about content that is not for everybody, by its link and by what the upstream says.
     async fn settle(
         &self,
         origin: &Origin,
-        digest: &Digest,
-        form: Form,
+        (digest, form): (&Digest, Form),
         is_linked: bool,
+        deadline: Deadline,
     ) -> Result<(), PullError> {
         let own = origin.provenance();
         if is_linked && self.inner.standings.is_confirmed(&own) {
             return Ok(());
         }
-        let asked = self.ask(origin, digest, form);
+        let asked = self.ask(origin, digest, form, deadline);
         if !is_linked || !self.inner.standings.is_in_grace(&own) {
             return asked.await;
         }
@@ -226,7 +231,9 @@ impl Access {
         {
             return Ok(age);
         }
-        self.put(origin, digest, form, Vec::new()).await?;
+        let deadline = Deadline::within(HEADER_BUDGET);
+        let question = (digest, form);
+        self.put(origin, question, Vec::new(), deadline).await?;
         Ok(Duration::ZERO)
     }
 
@@ -240,25 +247,26 @@ impl Access {
         origin: &Origin,
         digest: &Digest,
         form: Form,
+        deadline: Deadline,
     ) -> Result<(), PullError> {
         let neighbours = self.inner.neighbours.as_ref();
         let homes = neighbours.map(|neighbours| neighbours.other_homes(Key::of_digest(digest)));
         let homes = homes.unwrap_or_default();
-        self.put(origin, digest, form, homes).await
+        self.put(origin, (digest, form), homes, deadline).await
     }
 
     async fn put(
         &self,
         origin: &Origin,
-        digest: &Digest,
-        form: Form,
+        (digest, form): (&Digest, Form),
         homes: Vec<Hop>,
+        deadline: Deadline,
     ) -> Result<(), PullError> {
         self.inner.negative.check(origin, form.wanted(digest))?;
         let key = (origin.provenance(), *digest, form, homes.is_empty());
         let question = || self.clone().question(origin.clone(), *digest, form, homes);
         let check = self.inner.checks.join(key, question);
-        super::blob::in_time(Instant::now() + HEADER_BUDGET, check).await?
+        deadline.for_others(check).await?
     }
 
     /// As [`Access::ask`], where anything is kept from anybody.
@@ -270,11 +278,12 @@ impl Access {
         origin: &Origin,
         digest: &Digest,
         form: Form,
+        deadline: Deadline,
     ) -> Result<(), PullError> {
         if !self.inner.restricts {
             return Ok(());
         }
-        self.ask(origin, digest, form).await
+        self.ask(origin, digest, form, deadline).await
     }
 
     /// Notes that the upstream has just given something out of the repository.

@@ -15,6 +15,7 @@ use tokio::time::{Duration, Instant};
 use crate::store::{BlobFile, FileRange, FileReader};
 use crate::upstream;
 
+use super::deadline::Deadline;
 use super::error::PullError;
 use super::origin::{Origin, Source};
 use super::transfer::{State, Step, Waiter};
@@ -31,7 +32,7 @@ pub(super) const HURRY_INTERVAL: Duration = Duration::from_millis(500);
 pub struct OpenBlob {
     digest: Digest,
     origin: Origin,
-    deadline: Instant,
+    deadline: Deadline,
     content: Content,
 }
 
@@ -45,7 +46,7 @@ impl OpenBlob {
     pub(super) fn stored(
         digest: Digest,
         origin: Origin,
-        deadline: Instant,
+        deadline: Deadline,
         blob: BlobFile,
     ) -> Self {
         Self {
@@ -56,7 +57,7 @@ impl OpenBlob {
         }
     }
 
-    pub(super) fn growing(origin: Origin, deadline: Instant, waiter: Waiter) -> Self {
+    pub(super) fn growing(origin: Origin, deadline: Deadline, waiter: Waiter) -> Self {
         Self {
             digest: waiter.transfer.digest,
             origin,
@@ -102,9 +103,8 @@ impl OpenBlob {
         };
         let mut watch = waiter.transfer.watch();
         let known = watch.wait_for(|state| state.size.is_some() || state.failure().is_some());
-        let state = in_time(self.deadline, known)
-            .await?
-            .map_err(|_| PullError::Stopped)?;
+        let known = self.deadline.for_others(known).await?;
+        let state = known.map_err(|_| PullError::Stopped)?;
         match (state.size, state.failure()) {
             (Some(size), _) => Ok(size),
             (None, error) => Err(error.cloned().unwrap_or(PullError::Stopped)),
@@ -123,7 +123,8 @@ impl OpenBlob {
     /// Dropping the future, or the result, removes a reader and nothing else.
     /// Source: OCI Distribution Spec end-2; RFC 9110 section 14.
     pub async fn read(&self, range: Range<u64>) -> Result<BlobBody, PullError> {
-        in_time(self.deadline, self.read_further(range)).await?
+        let reading = self.read_further(range);
+        self.deadline.for_answer(reading).await?
     }
 
     /// As [`Self::read`], for a body whose headers have left: however long the first byte takes,
@@ -169,7 +170,12 @@ impl OpenBlob {
             repository,
         } = &self.origin;
         let opened = upstream
-            .open_blob(repository, &self.digest, range.start, self.deadline)
+            .open_blob(
+                repository,
+                &self.digest,
+                range.start,
+                self.deadline.asking(),
+            )
             .await?;
         let mut past = Past {
             skip: range.start.saturating_sub(opened.offset()),
@@ -187,18 +193,6 @@ impl OpenBlob {
             failed: None,
         })
     }
-}
-
-/// Waits until the deadline for what must be known before headers leave.
-pub(super) async fn in_time<T>(
-    deadline: Instant,
-    future: impl Future<Output = T>,
-) -> Result<T, PullError> {
-    let started = Instant::now();
-    let timed = tokio::time::timeout_at(deadline, future).await;
-    timed.map_err(|_| PullError::Late {
-        waited: started.elapsed(),
-    })
 }
 
 /// A range that is read past the shared transfer.

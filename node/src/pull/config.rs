@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::upstream::{AccessRule, TagRule};
 
+use super::deadline::HEADER_BUDGET;
+
 /// Settings of the pull room.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -14,6 +16,9 @@ pub struct Config {
     pub tags: Vec<TagRule>,
     /// Lifetime of a `ttl` rule that states none.
     pub default_ttl: Duration,
+    /// How long a client's request waits for other nodes and upstreams, all its steps together; its
+    /// answer comes at most a fifth later. Longer, clients have given up by then. Default 20 s.
+    pub header_budget: Duration,
     /// How long a request waits for the check of a stale `ttl` tag before the known answer goes
     /// out and the check goes on behind it.
     pub revalidate: Duration,
@@ -61,6 +66,7 @@ impl Default for Config {
             upstream_tags: HashMap::new(),
             tags: Vec::new(),
             default_ttl: Self::DEFAULT_TTL,
+            header_budget: HEADER_BUDGET,
             revalidate: Duration::from_secs(1),
             stale_slow: Duration::from_secs(3_600),
             stale_away: Duration::from_secs(30 * 24 * 3_600),

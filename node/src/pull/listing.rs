@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::task::Tasks;
 
-use super::HEADER_BUDGET;
+use super::deadline::{Deadline, HEADER_BUDGET};
 use super::error::PullError;
 use super::flights::Flights;
 use super::negative::{Negative, Wanted};
@@ -158,7 +158,8 @@ impl Listings {
         let subject = Wanted::Page(subject);
         self.negative.check(origin, subject.clone())?;
         let asked = self.asking.join(key.clone(), ask);
-        let result = super::blob::in_time(Instant::now() + HEADER_BUDGET, asked).await?;
+        let deadline = Deadline::within(HEADER_BUDGET);
+        let result = deadline.for_others(asked).await?;
         match &result {
             Ok(page) => self.cache.insert(key, page.clone()),
             Err(error) => self.negative.remember(origin, subject, error),

@@ -16,6 +16,8 @@ use crate::store::{Provenance, Sidecar, Store};
 use crate::task::Tasks;
 use crate::upstream::FetchedManifest;
 
+use super::Surroundings;
+use super::deadline::Deadline;
 use super::error::PullError;
 use super::flights::Flights;
 use super::negative::{Negative, Wanted};
@@ -25,15 +27,13 @@ use super::promise::Promise;
 use super::rank::Rank;
 use super::replicate::Replicas;
 use super::waits::Waits;
-use super::{HEADER_BUDGET, Surroundings};
 
 use flight::FlightTable;
 
 /// Memory for manifests that were used lately, in bytes.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Time in which an upstream that was away has to show that it is back: with the fetch before, that
-/// is within what a client waits for headers.
+/// Time in which an upstream that was away has to show that it is back.
 const RETURN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A manifest as it was received.
@@ -94,7 +94,8 @@ impl Manifests {
         }
     }
 
-    /// Returns a manifest, fetching it if it is not here.
+    /// Returns a manifest, fetching it if it is not here; the client that waits has until
+    /// `deadline`.
     ///
     /// # Errors
     /// Why it cannot be had, for this origin; or that it would promise what cannot be kept.
@@ -104,18 +105,18 @@ impl Manifests {
         &self,
         origin: &Origin,
         digest: &Digest,
+        deadline: Deadline,
     ) -> Result<ManifestAnswer, PullError> {
         if let Some(answer) = self.local(digest).await? {
-            return self.promised_by_return(origin, answer).await;
+            return self.promised_by_return(origin, answer, deadline).await;
         }
         let wanted = Wanted::Manifest(Reference::Digest(*digest));
         self.negative.check(origin, wanted)?;
-        let deadline = Instant::now() + HEADER_BUDGET;
         let origins = std::slice::from_ref(origin);
-        let answer =
-            super::blob::in_time(deadline, self.fly(origins, digest, Rank::Node)).await??;
+        let flying = self.fly(origins, digest, Rank::Node);
+        let answer = deadline.for_others(flying).await??;
         if answer.source == Source::Peer {
-            return self.promised_by_return(origin, answer).await;
+            return self.promised_by_return(origin, answer, deadline).await;
         }
         Ok(answer)
     }
@@ -189,11 +190,13 @@ impl Manifests {
         &self,
         origin: &Origin,
         answer: ManifestAnswer,
+        deadline: Deadline,
     ) -> Result<ManifestAnswer, PullError> {
         let digest = answer.digest;
         match self.promised(origin, answer.clone()).await {
             Err(error @ PullError::Incomplete { .. }) => {
-                match self.has_returned(origin, digest).await {
+                let returning = self.has_returned(origin, digest);
+                match deadline.for_answer(returning).await.flatten() {
                     Ok(()) => Ok(answer),
                     Err(refusal) if refusal.is_denial() => Err(refusal),
                     Err(_) => Err(error),

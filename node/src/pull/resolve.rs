@@ -16,12 +16,13 @@ use tokio::time::Instant;
 use crate::peer::{PeerError, PeerTag};
 use crate::upstream::{FetchedManifest, Subject};
 
+use super::deadline::HEADER_BUDGET;
 use super::error::PullError;
 use super::neighbours::{HOPS_PATIENCE, Neighbours};
 use super::origin::Origin;
 use super::rank::Rank;
+use super::refusal;
 use super::waits::Waits;
-use super::{HEADER_BUDGET, refusal};
 
 /// Time that members have to say what they remember.
 const RECALL_PATIENCE: Duration = Duration::from_secs(1);

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use crate::store::{Store, TagName, TagRecord};
 use crate::task::Tasks;
 
-use super::HEADER_BUDGET;
 use super::config::Config;
+use super::deadline::{Deadline, HEADER_BUDGET};
 use super::error::PullError;
 use super::flights::Flights;
 use super::known::{Known, Now};
@@ -48,6 +48,18 @@ struct Shared {
     upstream_checks: Flights<String, Stated>,
     /// When upstreams last answered, for who asked before that and comes too late for the check.
     stated: Cache<String, (Instant, Stated)>,
+}
+
+/// A client's question for a tag.
+#[derive(Clone, Debug)]
+struct Question<'a> {
+    origin: &'a Origin,
+    tag: &'a Tag,
+    key: String,
+    /// What the upstream says from then on is news, also when the record of it is written just behind
+    /// the look at the record.
+    asked: Instant,
+    deadline: Deadline,
 }
 
 /// What an upstream says of a tag.
@@ -97,31 +109,37 @@ impl Tags {
         &self,
         origin: &Origin,
         tag: &Tag,
+        deadline: Deadline,
     ) -> Result<ManifestAnswer, PullError> {
         let Shared {
             policies, config, ..
         } = &*self.shared;
-        let key = format!("{}/{}:{tag}", origin.upstream.name(), origin.repository);
-        // Before looking: what the upstream says from now on is news, also when the record of it is
-        // written just behind the look.
-        let asked = Instant::now();
-        let Some(known) = self.record(origin, tag, &key).await? else {
-            return self.first(origin, tag, &key, asked).await;
+        let question = &Question {
+            origin,
+            tag,
+            key: name(origin, tag).key(),
+            asked: Instant::now(),
+            deadline,
+        };
+        let Some(known) = self.record(origin, tag, &question.key).await? else {
+            return self.first(question).await;
         };
         let (policy, age) = (self.policy(origin, tag), known.age(Now::read()));
         let record = known.record;
         match policies.freshness(policy, age) {
-            Freshness::Fresh => self.fresh(origin, tag, &key, &record.digest).await,
+            Freshness::Fresh => self.fresh(question, &record.digest).await,
             Freshness::Stale { if_slow, if_away } => {
-                let check = self.check(origin, tag, &key, asked);
+                let check = self.check(question);
                 tokio::pin!(check);
-                if if_slow && let Some(known) = self.known(origin, &record.digest).await {
+                if if_slow && let Some(known) = self.known(origin, &record.digest, deadline).await {
                     match tokio::time::timeout(config.revalidate, &mut check).await {
-                        Ok(result) => return self.or_stale(result, origin, &record, if_away).await,
+                        Ok(result) => {
+                            return self.or_stale(result, question, &record, if_away).await;
+                        }
                         Err(_slow) => return Ok(known),
                     }
                 }
-                self.or_stale(check.await, origin, &record, if_away).await
+                self.or_stale(check.await, question, &record, if_away).await
             }
         }
     }
@@ -235,23 +253,18 @@ impl Tags {
     ///
     /// Right after a start the record may only not have been read yet: where the upstream does
     /// not answer, that is waited for. Other nodes may remember the tag, too.
-    async fn first(
-        &self,
-        origin: &Origin,
-        tag: &Tag,
-        key: &str,
-        asked: Instant,
-    ) -> Result<ManifestAnswer, PullError> {
+    async fn first(&self, question: &Question<'_>) -> Result<ManifestAnswer, PullError> {
         let Shared {
             store, policies, ..
         } = &*self.shared;
-        let error = match self.check(origin, tag, key, asked).await {
+        let &Question { origin, tag, .. } = question;
+        let error = match self.check(question).await {
             Err(error) if !error.is_denial() => error,
             result => return result,
         };
         let ready = store.wait_for_index();
-        super::blob::in_time(Instant::now() + HEADER_BUDGET, ready).await?;
-        let known = match self.record(origin, tag, key).await? {
+        question.deadline.for_answer(ready).await?;
+        let known = match self.record(origin, tag, &question.key).await? {
             Some(known) => known,
             None => self
                 .recall_elsewhere(origin, tag)
@@ -263,7 +276,7 @@ impl Tags {
             Freshness::Fresh => true,
             Freshness::Stale { if_away, .. } => if_away,
         };
-        self.or_stale(Err(error), origin, &known.record, if_away)
+        self.or_stale(Err(error), question, &known.record, if_away)
             .await
     }
 
@@ -286,13 +299,17 @@ impl Tags {
     /// points to.
     async fn fresh(
         &self,
-        origin: &Origin,
-        tag: &Tag,
-        key: &str,
+        question: &Question<'_>,
         digest: &Digest,
     ) -> Result<ManifestAnswer, PullError> {
-        match self.shared.manifests.by_digest(origin, digest).await {
-            Err(error) if error.is_denial() => self.check(origin, tag, key, Instant::now()).await,
+        let manifests = &self.shared.manifests;
+        let fetching = manifests.by_digest(question.origin, digest, question.deadline);
+        match fetching.await {
+            Err(error) if error.is_denial() => {
+                let asked = Instant::now();
+                let question = question.clone();
+                self.check(&Question { asked, ..question }).await
+            }
             result => result,
         }
     }
@@ -301,7 +318,7 @@ impl Tags {
     async fn or_stale(
         &self,
         result: Result<ManifestAnswer, PullError>,
-        origin: &Origin,
+        question: &Question<'_>,
         record: &TagRecord,
         if_away: bool,
     ) -> Result<ManifestAnswer, PullError> {
@@ -315,7 +332,8 @@ impl Tags {
             if_away
         };
         let known = if allowed {
-            self.known(origin, &record.digest).await
+            let last = question.deadline.to_the_last();
+            self.known(question.origin, &record.digest, last).await
         } else {
             None
         };
@@ -323,12 +341,17 @@ impl Tags {
     }
 
     /// Returns a manifest that is here, or on another node, and can be promised now.
-    async fn known(&self, origin: &Origin, digest: &Digest) -> Option<ManifestAnswer> {
+    async fn known(
+        &self,
+        origin: &Origin,
+        digest: &Digest,
+        deadline: Deadline,
+    ) -> Option<ManifestAnswer> {
         let manifests = &self.shared.manifests;
         match manifests.local(digest).await.ok()? {
             Some(answer) => manifests.promised(origin, answer).await.ok(),
             None if self.shared.neighbours.is_some() => {
-                manifests.by_digest(origin, digest).await.ok()
+                manifests.by_digest(origin, digest, deadline).await.ok()
             }
             None => None,
         }
@@ -353,19 +376,16 @@ impl Tags {
     }
 
     /// Asks the home or the upstream, together with everybody who asks the same now; takes an answer
-    /// that has come since `asked`.
-    async fn check(
-        &self,
-        origin: &Origin,
-        tag: &Tag,
-        key: &str,
-        asked: Instant,
-    ) -> Result<ManifestAnswer, PullError> {
+    /// that has come since the question.
+    async fn check(&self, question: &Question<'_>) -> Result<ManifestAnswer, PullError> {
+        let &Question {
+            origin, tag, asked, ..
+        } = question;
         self.shared.negative.check(origin, wanted(tag))?;
-        let check = self.shared.checks.join(key.to_owned(), || {
+        let check = self.shared.checks.join(question.key.clone(), || {
             self.clone().ask(origin.clone(), tag.clone(), asked)
         });
-        super::blob::in_time(Instant::now() + HEADER_BUDGET, check).await?
+        question.deadline.for_others(check).await?
     }
 
     async fn ask(
@@ -384,7 +404,9 @@ impl Tags {
         }
         match self.ask_upstream(&origin, &tag, asked).await? {
             Stated::Digest(digest) => {
-                let answer = self.shared.manifests.by_digest(&origin, &digest).await?;
+                let behind = Deadline::within(HEADER_BUDGET);
+                let manifests = &self.shared.manifests;
+                let answer = manifests.by_digest(&origin, &digest, behind).await?;
                 // Once more, because only now there is a sidecar that can carry the claim.
                 let credential = origin.upstream.credential().to_string();
                 let known = (digest, asked.elapsed());
@@ -411,7 +433,8 @@ impl Tags {
             return Ok(None);
         };
         let manifests = &self.shared.manifests;
-        match manifests.by_digest(origin, &known.digest).await {
+        let behind = Deadline::within(HEADER_BUDGET);
+        match manifests.by_digest(origin, &known.digest, behind).await {
             Ok(answer) => {
                 let credential = known.origin.credential;
                 let known = (known.digest, known.age);

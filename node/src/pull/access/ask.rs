@@ -3,7 +3,7 @@
 use millrace_protocol::oci::{Digest, Reference, RepositoryName};
 use tokio::time::Instant;
 
-use super::super::HEADER_BUDGET;
+use super::super::deadline::HEADER_BUDGET;
 use super::super::error::PullError;
 use super::super::origin::Origin;
 use super::Form;

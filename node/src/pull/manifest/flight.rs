@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::peer::{PeerError, PeerManifest};
-use crate::pull::HEADER_BUDGET;
 use crate::pull::candidates::Candidates;
+use crate::pull::deadline::HEADER_BUDGET;
 use crate::pull::error::PullError;
 use crate::pull::negative::Wanted;
 use crate::pull::neighbours::{HOPS_PATIENCE, Hop, Neighbours};
