@@ -181,7 +181,7 @@ impl Puller {
         };
         let access = Access::new(&config, surroundings.clone());
         let header_budget = config.header_budget;
-        let manifests = Manifests::new(surroundings.clone());
+        let manifests = Manifests::new(surroundings.clone(), access.clone());
         let tags = Tags::new(manifests.clone(), tasks.clone(), config);
         let fillers = Fillers::new(surroundings);
         let inner = Inner {
@@ -232,9 +232,6 @@ impl Puller {
         let answer = match reference {
             Reference::Tag(tag) => {
                 let answer = self.inner.tags.resolve(origin, tag, deadline).await?;
-                if answer.source == Source::Upstream {
-                    access.confirm(origin);
-                }
                 // What is not kept was fetched for this tag just now.
                 let proving = access.prove(origin, &answer.digest, Form::Manifest, deadline);
                 let _proof = proving.await?;

@@ -224,6 +224,26 @@ async fn start_in(folder: TempDir, times: Times, (corp, hub, mood): (Fake, Fake,
     }
 }
 
+/// Starts a node that has stopped again, with what it had on disk.
+async fn start_again(node: Node, times: Times) -> Node {
+    let Node {
+        folder,
+        corp,
+        hub,
+        mood,
+        ..
+    } = node;
+    // The lock of the data folder ends with the last handle.
+    let copy = TempDir::new().expect("a folder");
+    for file in files(folder.path()) {
+        let relative = file.strip_prefix(folder.path()).expect("below");
+        let target = copy.path().join(relative);
+        std::fs::create_dir_all(target.parent().expect("a folder")).expect("made");
+        std::fs::copy(&file, target).expect("copied");
+    }
+    start_in(copy, times, (corp, hub, mood)).await
+}
+
 fn users(folder: &TempDir) -> Htpasswd {
     let path = folder.path().join("htpasswd");
     let lines =
@@ -468,6 +488,36 @@ async fn the_upstreams_word_is_believed_for_a_while() {
 }
 
 #[tokio::test]
+async fn a_tag_that_was_checked_confirms_its_repository_and_no_other() {
+    let node = start(DEFAULT).await;
+    node.pull("corp/team-a/app", ANN).await;
+    node.pull("corp/team-b/app", BOB).await;
+    // A restart forgets what was confirmed.
+    node.tasks.stop(SOON).await;
+    let times = Times {
+        tags: Duration::ZERO,
+        ..DEFAULT
+    };
+    let node = start_again(node, times).await;
+    let tag = "/v2/corp/team-a/app/manifests/v1";
+    let before = node.corp.seen("").len();
+    assert_eq!(node.status(tag, ANN).await, 200);
+    let asked = node.corp.seen("").split_off(before);
+    // The first is asked for its password.
+    let asked: Vec<&str> = asked.iter().map(|seen| seen.target.as_str()).collect();
+    assert!(
+        asked.iter().all(|target| target.ends_with("/v1")),
+        "{asked:?}"
+    );
+    let before = node.corp.seen("").len();
+    assert_eq!(node.status(&blob_url("corp/team-a/app"), ANN).await, 200);
+    assert_eq!(node.corp.seen("").len(), before, "it was confirmed");
+    let probes = node.probes();
+    assert_eq!(node.status(&blob_url("corp/team-b/app"), BOB).await, 200);
+    assert_eq!(node.probes(), probes + 1);
+}
+
+#[tokio::test]
 async fn while_the_upstream_is_away_the_grace_applies_and_then_ends() {
     let grace = |grace| Times { grace, ..AT_ONCE };
     for (times, status) in [(AT_ONCE, 200), (grace(Duration::ZERO), 503)] {
@@ -508,15 +558,8 @@ async fn content_without_provenance_is_asked_for_where_access_is_restricted() {
     let node = start(DEFAULT).await;
     node.pull("open/app", ANN).await;
     node.tasks.stop(SOON).await;
-    let Node {
-        folder,
-        corp,
-        hub,
-        mood,
-        ..
-    } = node;
     let mut lost = 0;
-    for file in files(folder.path()) {
+    for file in files(node.folder.path()) {
         if file
             .extension()
             .is_some_and(|extension| extension == "json")
@@ -526,15 +569,7 @@ async fn content_without_provenance_is_asked_for_where_access_is_restricted() {
         }
     }
     assert!(lost > 0, "no sidecar was found");
-    // The lock of the data folder ends with the last handle.
-    let copy = TempDir::new().expect("a folder");
-    for file in files(folder.path()) {
-        let relative = file.strip_prefix(folder.path()).expect("below");
-        let target = copy.path().join(relative);
-        std::fs::create_dir_all(target.parent().expect("a folder")).expect("made");
-        std::fs::copy(&file, target).expect("copied");
-    }
-    let node = start_in(copy, DEFAULT, (corp, hub, mood)).await;
+    let node = start_again(node, DEFAULT).await;
     assert_eq!(node.status(&blob_url("open/other"), BOB).await, 404);
     let asked = node.hub.seen("/open/app/blobs/").len();
     assert_eq!(node.status(&blob_url("open/app"), BOB).await, 200);

@@ -17,6 +17,7 @@ use crate::task::Tasks;
 use crate::upstream::FetchedManifest;
 
 use super::Surroundings;
+use super::access::Access;
 use super::deadline::Deadline;
 use super::error::PullError;
 use super::flights::Flights;
@@ -53,6 +54,7 @@ pub struct ManifestAnswer {
 #[derive(Clone, Debug)]
 pub(super) struct Manifests {
     pub(super) store: Store,
+    pub(super) access: Access,
     tasks: Tasks,
     pub(super) negative: Negative,
     pub(super) neighbours: Option<Neighbours>,
@@ -65,7 +67,7 @@ pub(super) struct Manifests {
 }
 
 impl Manifests {
-    pub(super) fn new(surroundings: Surroundings) -> Self {
+    pub(super) fn new(surroundings: Surroundings, access: Access) -> Self {
         let cache = Cache::builder()
             .max_capacity(CACHE_BYTES)
             .weigher(|_, answer: &ManifestAnswer| {
@@ -84,6 +86,7 @@ impl Manifests {
         Self {
             returns: Arc::new(Flights::new(tasks.clone())),
             store,
+            access,
             tasks,
             negative,
             neighbours,

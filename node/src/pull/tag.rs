@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::store::{Store, TagName, TagRecord};
 use crate::task::Tasks;
 
+use super::access::Access;
 use super::config::Config;
 use super::deadline::{Deadline, HEADER_BUDGET};
 use super::error::PullError;
@@ -38,6 +39,7 @@ pub(super) struct Tags {
 struct Shared {
     store: Store,
     manifests: Manifests,
+    access: Access,
     negative: Negative,
     policies: Policies,
     config: Config,
@@ -75,6 +77,7 @@ impl Tags {
     pub(super) fn new(manifests: Manifests, tasks: Tasks, config: Config) -> Self {
         let Manifests {
             store,
+            access,
             negative,
             neighbours,
             ..
@@ -82,6 +85,7 @@ impl Tags {
         let shared = Shared {
             store,
             manifests,
+            access,
             negative,
             policies: Policies::new(&config),
             config,
@@ -227,6 +231,8 @@ impl Tags {
             Err(error) => self.refused(&origin, &tag, error).await,
         }
         if let Ok(stated) = &stated {
+            // That is out of the repository, so it may be read with these credentials.
+            self.shared.access.confirm(&origin);
             let key = name(&origin, &tag).key();
             self.shared
                 .stated

@@ -363,6 +363,7 @@ impl Manifests {
             let fetching = upstream.fetch_manifest(repository, &reference, deadline);
             fetching.await?
         };
+        self.access.confirm(origin);
         self.verify(origin, digest, fetched).await
     }
 }
