@@ -1,5 +1,5 @@
-//! How old what nodes say of a tag is: lifetimes do not add up over hops, and of what several remember
-//! the youngest counts.
+//! How old what nodes say of a tag is: lifetimes do not add up over hops, of what several remember the
+//! youngest counts, and what is always checked is no older than the question.
 
 #[path = "upstream/fake.rs"]
 #[expect(dead_code, reason = "shared with the tests of the upstream room")]
@@ -16,6 +16,10 @@ use millrace::store::{TagName, TagRecord};
 use millrace::upstream::{TagPolicy, TagRule};
 use millrace_protocol::oci::{Digest, Tag};
 use millrace_protocol::placement::Key;
+use tokio::sync::watch;
+
+/// Counts who has asked a node what a tag points to.
+const RECEIVED: &str = "millrace_peer_questions_received_total{kind=\"resolve\"}";
 
 /// How long an answer for a tag may be used.
 const TTL: Duration = Duration::from_secs(3_600);
@@ -51,6 +55,17 @@ async fn heard(node: &Node, digest: &Digest, age: Duration) {
     put.expect("a store");
 }
 
+/// Settings with this policy for all tags.
+fn with_policy(policy: TagPolicy, ttl: Option<Duration>) -> Settings {
+    let mut settings = Settings::default();
+    settings.pull.tags = vec![TagRule {
+        pattern: "*".to_owned(),
+        policy,
+        ttl,
+    }];
+    settings
+}
+
 /// Returns the tag's home, and the other nodes.
 fn home_and_others(mesh: &Mesh) -> (&Node, Vec<&Node>) {
     let TagName {
@@ -69,12 +84,7 @@ fn home_and_others(mesh: &Mesh) -> (&Node, Vec<&Node>) {
 async fn what_a_home_knows_is_as_old_where_it_was_asked() {
     /// What is left of the lifetime at the home: a busy machine must come to ask within it.
     const LEFT: Duration = Duration::from_secs(6);
-    let mut settings = Settings::default();
-    settings.pull.tags = vec![TagRule {
-        pattern: "*".to_owned(),
-        policy: TagPolicy::Ttl,
-        ttl: Some(TTL),
-    }];
+    let settings = with_policy(TagPolicy::Ttl, Some(TTL));
     let mesh = Mesh::strangers_with(&["a", "a"], settings).await;
     mesh.introduce();
     let [old, new] = [1, 2].map(|number| format!("{{\"number\":{number}}}").into_bytes());
@@ -111,4 +121,66 @@ async fn the_youngest_that_members_remember_counts_while_the_upstream_is_away() 
             assert!(remembered == contents[1], "{older}");
         }
     }
+}
+
+/// A mesh whose tags are always checked, with `v1` pulled by everybody and moved while a check of
+/// it runs, and what lets that check go on.
+async fn moved_during_a_check(
+    zones: &[&str],
+    asks: impl AsyncFn(&Mesh, watch::Sender<bool>) -> Vec<Vec<u8>>,
+) {
+    let mesh = Mesh::strangers_with(zones, with_policy(TagPolicy::Always, None)).await;
+    mesh.introduce();
+    let [old, new] = [1, 2].map(|number| format!("{{\"number\":{number}}}").into_bytes());
+    mesh.content.tag("v1", &mesh.content.add(old.clone()));
+    for node in &mesh.nodes {
+        assert!(prompt(node.manifest("v1")).await.expect("pulled") == old);
+    }
+    let (open, gate) = watch::channel(false);
+    *mesh.content.gate.lock() = Some(gate);
+    let before = mesh.heads("/manifests/v1");
+    let (home, _) = home_and_others(&mesh);
+    let early = prompt(home.manifest("v1"));
+    let late = async {
+        eventually(|| mesh.heads("/manifests/v1") > before).await;
+        mesh.content.tag("v1", &mesh.content.add(new.clone()));
+        asks(&mesh, open).await
+    };
+    let (early, late) = tokio::join!(early, late);
+    early.expect("checked");
+    for told in late {
+        assert!(told == new, "it is older than the question");
+    }
+    assert_eq!(mesh.heads("/manifests/v1"), before + 2, "those share one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_is_always_checked_is_checked_behind_the_question() {
+    moved_during_a_check(&["a"], async |mesh, open| {
+        let node = &mesh.nodes[0];
+        let ask = || prompt(node.manifest("v1"));
+        let asked = async {
+            open.send_replace(true);
+        };
+        let (one, other, ()) = tokio::join!(biased; ask(), ask(), asked);
+        vec![one.expect("checked"), other.expect("checked")]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_is_one_that_its_home_is_asked_for() {
+    moved_during_a_check(&["a"; 3], async |mesh, open| {
+        let (home, others) = home_and_others(mesh);
+        let received = || home.counted(RECEIVED);
+        let before = received();
+        let asked = async {
+            eventually(|| received() == before + 2).await;
+            open.send_replace(true);
+        };
+        let ask = |index: usize| prompt(others[index].manifest("v1"));
+        let (one, other, ()) = tokio::join!(ask(0), ask(1), asked);
+        vec![one.expect("checked"), other.expect("checked")]
+    })
+    .await;
 }

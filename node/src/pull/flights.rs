@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::Span;
 
 use crate::task::Tasks;
@@ -17,8 +18,14 @@ use super::error::PullError;
 
 /// The questions under way, by key; clones share them.
 pub(super) struct Flights<K, V> {
-    running: Arc<Mutex<HashMap<K, Answer<V>>>>,
+    running: Arc<Mutex<HashMap<K, Flight<V>>>>,
     tasks: Tasks,
+}
+
+/// A question under way.
+struct Flight<V> {
+    began: Instant,
+    answer: Answer<V>,
 }
 
 type Answer<V> = watch::Receiver<Option<Result<V, PullError>>>;
@@ -45,22 +52,48 @@ where
     where
         F: Future<Output = Result<V, PullError>> + Send + 'static,
     {
-        let mut answer = self.enter(key, ask);
-        let answered = answer.wait_for(Option::is_some).await;
-        let answered = answered.map_err(|_| PullError::Stopped)?;
-        answered.clone().unwrap_or(Err(PullError::Stopped))
+        self.enter(key, ask).land().await
     }
 
-    fn enter<F>(&self, key: K, ask: impl FnOnce() -> F) -> Answer<V>
+    /// As [`Flights::join`], for the answer to a question that was asked at `since` or later.
+    ///
+    /// All who come while an older one is under way share the one that follows it.
+    ///
+    /// # Errors
+    /// What the question ended with.
+    /// # Cancel safety
+    /// As [`Flights::join`]; the following question is not asked if nobody is there to ask it.
+    pub(super) async fn join_since<F>(
+        &self,
+        key: K,
+        since: Instant,
+        ask: impl Fn() -> F,
+    ) -> Result<V, PullError>
+    where
+        F: Future<Output = Result<V, PullError>> + Send + 'static,
+    {
+        loop {
+            let flight = self.enter(key.clone(), &ask);
+            let began = flight.began;
+            let answer = flight.land().await;
+            if began >= since {
+                return answer;
+            }
+        }
+    }
+
+    fn enter<F>(&self, key: K, ask: impl FnOnce() -> F) -> Flight<V>
     where
         F: Future<Output = Result<V, PullError>> + Send + 'static,
     {
         let mut running = self.running.lock();
-        if let Some(answer) = running.get(&key) {
-            return answer.clone();
+        if let Some(flight) = running.get(&key) {
+            return flight.clone();
         }
         let (sender, answer) = watch::channel(None);
-        running.insert(key.clone(), answer.clone());
+        let began = Instant::now();
+        let flight = Flight { began, answer };
+        running.insert(key.clone(), flight.clone());
         let entry = Entry {
             running: Arc::clone(&self.running),
             key,
@@ -72,7 +105,24 @@ where
             drop(entry);
             let _ = sender.send(Some(result));
         });
-        answer
+        flight
+    }
+}
+
+impl<V: Clone> Flight<V> {
+    async fn land(mut self) -> Result<V, PullError> {
+        let answered = self.answer.wait_for(Option::is_some).await;
+        let answered = answered.map_err(|_| PullError::Stopped)?;
+        answered.clone().unwrap_or(Err(PullError::Stopped))
+    }
+}
+
+impl<V> Clone for Flight<V> {
+    fn clone(&self) -> Self {
+        Self {
+            began: self.began,
+            answer: self.answer.clone(),
+        }
     }
 }
 
@@ -87,7 +137,7 @@ impl<K, V> fmt::Debug for Flights<K, V> {
 
 /// Takes a question out of the table, also when its task panics.
 struct Entry<K: Eq + Hash, V> {
-    running: Arc<Mutex<HashMap<K, Answer<V>>>>,
+    running: Arc<Mutex<HashMap<K, Flight<V>>>>,
     key: K,
 }
 
@@ -120,6 +170,35 @@ mod tests {
             Some(1),
             "answers are not kept"
         );
+    }
+
+    #[tokio::test]
+    async fn who_comes_too_late_for_a_question_shares_the_next_one() {
+        let flights: Flights<&str, usize> = Flights::new(Tasks::default());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (land, landed) = watch::channel(false);
+        let ask = || {
+            let (asked, mut landed) = (Arc::clone(&asked), landed.clone());
+            async move {
+                let number = asked.fetch_add(1, Ordering::Relaxed);
+                let _ = landed.wait_for(|landed| *landed).await;
+                Ok(number)
+            }
+        };
+        let join = async || {
+            let since = Instant::now();
+            flights.join_since("k", since, ask).await.ok()
+        };
+        let (first, second, third, any, ()) = tokio::join!(
+            biased;
+            join(),
+            join(),
+            join(),
+            flights.join("k", ask),
+            async { assert!(land.send(true).is_ok()) }
+        );
+        assert_eq!((first, any.ok()), (Some(0), Some(0)));
+        assert_eq!((second, third), (Some(1), Some(1)));
     }
 
     #[tokio::test]

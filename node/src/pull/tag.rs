@@ -47,9 +47,9 @@ struct Shared {
     records: Cache<String, Known>,
     checks: Flights<String, ManifestAnswer>,
     /// Checks that ask nobody but the upstream: for other nodes, and where no home could help.
-    upstream_checks: Flights<String, Stated>,
-    /// When upstreams last answered, for who asked before that and comes too late for the check.
-    stated: Cache<String, (Instant, Stated)>,
+    upstream_checks: Flights<String, Word>,
+    /// What upstreams last answered, for who asked before that and comes too late for the check.
+    words: Cache<String, Word>,
 }
 
 /// A client's question for a tag.
@@ -58,10 +58,70 @@ struct Question<'a> {
     origin: &'a Origin,
     tag: &'a Tag,
     key: String,
-    /// What the upstream says from then on is news, also when the record of it is written just behind
-    /// the look at the record.
-    asked: Instant,
+    news: News,
     deadline: Deadline,
+}
+
+/// From when on an answer is news for a question.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    /// It has come since then, from a check that may have begun before: the tag has a lifetime.
+    Come(Instant),
+    /// It is from a check that has begun since then: the tag is to be checked each time.
+    Begun(Instant),
+}
+
+impl News {
+    /// For a question that comes now.
+    fn from_now(is_each_time: bool) -> Self {
+        if is_each_time {
+            Self::Begun(Instant::now())
+        } else {
+            Self::Come(Instant::now())
+        }
+    }
+
+    /// For a check that begins now and is shared by all who came before.
+    fn of_check(self) -> Self {
+        match self {
+            Self::Come(_) => self,
+            Self::Begun(_) => Self::Begun(Instant::now()),
+        }
+    }
+
+    fn is(self, word: &Word) -> bool {
+        match self {
+            Self::Come(since) => word.came >= since,
+            Self::Begun(since) => word.began >= since,
+        }
+    }
+
+    /// Waits for a check that is under way, if that is news, else for the next.
+    async fn join<V, F>(
+        self,
+        checks: &Flights<String, V>,
+        key: String,
+        check: impl Fn() -> F,
+    ) -> Result<V, PullError>
+    where
+        V: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<V, PullError>> + Send + 'static,
+    {
+        match self {
+            Self::Come(_) => checks.join(key, check).await,
+            Self::Begun(since) => checks.join_since(key, since, check).await,
+        }
+    }
+}
+
+/// What an upstream said of a tag, and when.
+#[derive(Clone, Debug)]
+struct Word {
+    stated: Stated,
+    /// When it was asked.
+    began: Instant,
+    /// When it had answered.
+    came: Instant,
 }
 
 /// What an upstream says of a tag.
@@ -93,7 +153,7 @@ impl Tags {
             records: Cache::new(MAX_RECORDS),
             checks: Flights::new(tasks.clone()),
             upstream_checks: Flights::new(tasks),
-            stated: Cache::builder()
+            words: Cache::builder()
                 .max_capacity(MAX_RECORDS)
                 .time_to_live(HEADER_BUDGET)
                 .build(),
@@ -118,17 +178,20 @@ impl Tags {
         let Shared {
             policies, config, ..
         } = &*self.shared;
+        let policy = self.policy(origin, tag);
         let question = &Question {
             origin,
             tag,
             key: name(origin, tag).key(),
-            asked: Instant::now(),
+            // Before looking: what the upstream says from now on is news, also when the record of it
+            // is written just behind the look.
+            news: News::from_now(policy == Policy::Always),
             deadline,
         };
         let Some(known) = self.record(origin, tag, &question.key).await? else {
             return self.first(question).await;
         };
-        let (policy, age) = (self.policy(origin, tag), known.age(Now::read()));
+        let age = known.age(Now::read());
         let record = known.record;
         match policies.freshness(policy, age) {
             Freshness::Fresh => self.fresh(question, &record.digest).await,
@@ -166,7 +229,7 @@ impl Tags {
         tag: &Tag,
         max_age: Duration,
     ) -> Result<(Digest, Duration), PullError> {
-        let asked = Instant::now();
+        let news = News::from_now(max_age.is_zero());
         let max_age = match (self.policy(origin, tag), self.healed()) {
             // A node for which no split has healed yet may ask for less.
             (Policy::Ttl(_), Some(healed)) => max_age.min(healed),
@@ -178,7 +241,7 @@ impl Tags {
             return Ok((digest, age));
         }
         self.shared.negative.check(origin, wanted(tag))?;
-        match self.ask_upstream(origin, tag, asked).await? {
+        match self.ask_upstream(origin, tag, news).await?.stated {
             Stated::Digest(digest) => Ok((digest, Duration::ZERO)),
             // Everybody has to ask for the bytes.
             Stated::Unverifiable(_) => Err(PullError::Unconfigured),
@@ -198,28 +261,36 @@ impl Tags {
     }
 
     /// Asks the upstream, together with everybody who asks it the same now; takes an answer that
-    /// has come since `asked`.
+    /// is news.
     async fn ask_upstream(
         &self,
         origin: &Origin,
         tag: &Tag,
-        asked: Instant,
-    ) -> Result<Stated, PullError> {
+        news: News,
+    ) -> Result<Word, PullError> {
         let key = name(origin, tag).key();
         let ask = || {
             let (tags, origin, tag) = (self.clone(), origin.clone(), tag.clone());
             async move {
                 let key = name(&origin, &tag).key();
-                match tags.shared.stated.get(&key) {
-                    Some((at, stated)) if at >= asked => Ok(stated),
+                match tags.shared.words.get(&key) {
+                    Some(word) if news.is(&word) => Ok(word),
                     _ => tags.check_at_upstream(origin, tag).await,
                 }
             }
         };
-        self.shared.upstream_checks.join(key, ask).await
+        loop {
+            let asking = news.join(&self.shared.upstream_checks, key.clone(), ask);
+            let word = asking.await?;
+            // Who was joined may have been content with an older one.
+            if news.is(&word) {
+                return Ok(word);
+            }
+        }
     }
 
-    async fn check_at_upstream(self, origin: Origin, tag: Tag) -> Result<Stated, PullError> {
+    async fn check_at_upstream(self, origin: Origin, tag: Tag) -> Result<Word, PullError> {
+        let began = Instant::now();
         let stated = self.stated(&origin, &tag).await;
         match &stated {
             Ok(Stated::Digest(digest)) => {
@@ -230,15 +301,16 @@ impl Tags {
             Ok(Stated::Unverifiable(_)) => {}
             Err(error) => self.refused(&origin, &tag, error).await,
         }
-        if let Ok(stated) = &stated {
-            // That is out of the repository, so it may be read with these credentials.
-            self.shared.access.confirm(&origin);
-            let key = name(&origin, &tag).key();
-            self.shared
-                .stated
-                .insert(key, (Instant::now(), stated.clone()));
-        }
-        stated
+        let word = Word {
+            stated: stated?,
+            began,
+            came: Instant::now(),
+        };
+        // That is out of the repository, so it may be read with these credentials.
+        self.shared.access.confirm(&origin);
+        let key = name(&origin, &tag).key();
+        self.shared.words.insert(key, word.clone());
+        Ok(word)
     }
 
     async fn stated(&self, origin: &Origin, tag: &Tag) -> Result<Stated, PullError> {
@@ -312,9 +384,9 @@ impl Tags {
         let fetching = manifests.by_digest(question.origin, digest, question.deadline);
         match fetching.await {
             Err(error) if error.is_denial() => {
-                let asked = Instant::now();
+                let news = News::from_now(false);
                 let question = question.clone();
-                self.check(&Question { asked, ..question }).await
+                self.check(&Question { news, ..question }).await
             }
             result => result,
         }
@@ -382,24 +454,21 @@ impl Tags {
     }
 
     /// Asks the home or the upstream, together with everybody who asks the same now; takes an answer
-    /// that has come since the question.
+    /// that is news.
     async fn check(&self, question: &Question<'_>) -> Result<ManifestAnswer, PullError> {
         let &Question {
-            origin, tag, asked, ..
+            origin, tag, news, ..
         } = question;
         self.shared.negative.check(origin, wanted(tag))?;
-        let check = self.shared.checks.join(question.key.clone(), || {
-            self.clone().ask(origin.clone(), tag.clone(), asked)
-        });
+        let ask = || {
+            let news = news.of_check();
+            self.clone().ask(origin.clone(), tag.clone(), news)
+        };
+        let check = news.join(&self.shared.checks, question.key.clone(), ask);
         question.deadline.for_others(check).await?
     }
 
-    async fn ask(
-        self,
-        origin: Origin,
-        tag: Tag,
-        asked: Instant,
-    ) -> Result<ManifestAnswer, PullError> {
+    async fn ask(self, origin: Origin, tag: Tag, news: News) -> Result<ManifestAnswer, PullError> {
         match self.ask_homes(&origin, &tag).await {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => {}
@@ -408,14 +477,15 @@ impl Tags {
                 return Err(error);
             }
         }
-        match self.ask_upstream(&origin, &tag, asked).await? {
+        let word = self.ask_upstream(&origin, &tag, news).await?;
+        match word.stated {
             Stated::Digest(digest) => {
                 let behind = Deadline::within(HEADER_BUDGET);
                 let manifests = &self.shared.manifests;
                 let answer = manifests.by_digest(&origin, &digest, behind).await?;
                 // Once more, because only now there is a sidecar that can carry the claim.
                 let credential = origin.upstream.credential().to_string();
-                let known = (digest, asked.elapsed());
+                let known = (digest, word.began.elapsed());
                 self.remember(&origin, &tag, credential, known).await;
                 Ok(answer)
             }
