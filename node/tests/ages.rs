@@ -16,6 +16,7 @@ use millrace::store::{TagName, TagRecord};
 use millrace::upstream::{TagPolicy, TagRule};
 use millrace_protocol::oci::{Digest, Tag};
 use millrace_protocol::placement::Key;
+use millrace_protocol::wire::message::RecallTag;
 use tokio::sync::watch;
 
 /// Counts who has asked a node what a tag points to.
@@ -37,8 +38,18 @@ fn tag() -> Tag {
 }
 
 fn unix_now() -> u64 {
+    unix_time().as_secs()
+}
+
+fn unix_time() -> Duration {
     let now = std::time::UNIX_EPOCH.elapsed();
-    now.expect("after 1970").as_secs()
+    now.expect("after 1970")
+}
+
+/// Returns since when a node has what it knows of the tag, in seconds since 1970.
+async fn checked_at(node: &Node) -> u64 {
+    let record = node.store.tag(&name()).await.expect("a store");
+    record.expect("known").checked_at
 }
 
 /// Lets a node have heard of the upstream so long ago that the tag points to `digest`.
@@ -99,6 +110,39 @@ async fn what_a_home_knows_is_as_old_where_it_was_asked() {
     eventually(|| unix_now() > due).await;
     assert!(prompt(node.manifest("v1")).await.expect("checked") == new);
     assert_eq!(mesh.heads("/manifests/v1"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_ages_on_its_way_and_while_its_manifest_is_fetched() {
+    let settings = with_policy(TagPolicy::Ttl, Some(TTL));
+    let mesh = Mesh::strangers_with(&["a", "a"], settings).await;
+    mesh.introduce();
+    let digest = mesh.content.add(b"{\"number\":1}".to_vec());
+    let (home, others) = home_and_others(&mesh);
+    heard(home, &digest, TTL / 2).await;
+    let since = checked_at(home).await;
+    let before = unix_time();
+    let question = RecallTag {
+        upstream: name().upstream,
+        repository: name().repository,
+        tag: tag(),
+    };
+    let recalled = prompt(others[0].peers.recall(home.id, question)).await;
+    let recalled = recalled.expect("an answer").expect("known").age;
+    let truth = before - Duration::from_secs(since);
+    assert!(recalled >= truth, "{recalled:?}, not {truth:?}");
+    let (open, gate) = watch::channel(false);
+    *mesh.content.gate.lock() = Some(gate);
+    let fetched = async {
+        eventually(|| mesh.gets(&digest.to_string()) > 0).await;
+        let then = unix_now() + 2;
+        eventually(|| unix_now() > then).await;
+        open.send_replace(true);
+    };
+    let (pulled, ()) = tokio::join!(prompt(others[0].manifest("v1")), fetched);
+    pulled.expect("pulled");
+    assert_eq!(mesh.heads("/manifests/v1"), 0, "the home's answer is fresh");
+    assert!(checked_at(others[0]).await <= since, "it became younger");
 }
 
 #[tokio::test(flavor = "multi_thread")]

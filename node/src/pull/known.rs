@@ -12,10 +12,10 @@ use crate::store::TagRecord;
 /// What both clocks say at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Now {
-    /// Seconds since 1970, by the clock that may be set.
-    pub(super) unix: u64,
+    /// Time since 1970, by the clock that may be set.
+    unix: Duration,
     /// By the clock that measures; it stands still while the machine sleeps.
-    pub(super) instant: Instant,
+    instant: Instant,
 }
 
 impl Now {
@@ -23,9 +23,15 @@ impl Now {
     pub(super) fn read() -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
-            unix: unix.unwrap_or_default().as_secs(),
+            unix: unix.unwrap_or_default(),
             instant: Instant::now(),
         }
+    }
+
+    /// Returns the time so long ago as it is recorded: in whole seconds since 1970, rounded down, so
+    /// that no record makes an answer younger.
+    pub(super) fn seconds_before(self, age: Duration) -> u64 {
+        self.unix.saturating_sub(age).as_secs()
     }
 }
 
@@ -51,21 +57,22 @@ impl Known {
 
     /// Takes a record that was kept, perhaps by an earlier run.
     pub(super) fn kept(record: TagRecord, now: Now) -> Self {
-        let age = now.unix.checked_sub(record.checked_at);
+        let age = now.unix.checked_sub(Duration::from_secs(record.checked_at));
         Self {
             record,
-            age: age.map(Duration::from_secs),
+            age,
             since: now.instant,
         }
     }
 
-    /// Returns the time since the upstream last said so, or almost a second less; `None` when that
+    /// Returns the time since the upstream last said so, or almost a second more; `None` when that
     /// is not known, because the clock was set back.
     pub(super) fn age(&self, now: Now) -> Option<Duration> {
         let measured = self.age? + now.instant.saturating_duration_since(self.since);
-        let by_date = now.unix.saturating_sub(self.record.checked_at);
+        let checked_at = Duration::from_secs(self.record.checked_at);
+        let by_date = now.unix.saturating_sub(checked_at);
         // The one is too little when the machine slept, the other when the clock was set back.
-        Some(measured.max(Duration::from_secs(by_date)))
+        Some(measured.max(by_date))
     }
 }
 
@@ -91,12 +98,12 @@ mod tests {
             checked_at(1_000),
             2 * SECOND,
             Now {
-                unix: 1_002,
+                unix: 1_002 * SECOND,
                 instant,
             },
         );
-        let after = |seconds: u32, unix| {
-            let instant = instant + seconds * SECOND;
+        let after = |seconds: u32, unix: u32| {
+            let (instant, unix) = (instant + seconds * SECOND, unix * SECOND);
             told.age(Now { unix, instant })
         };
         assert_eq!(after(5, 1_007), Some(7 * SECOND));
@@ -105,10 +112,34 @@ mod tests {
     }
 
     #[test]
+    fn no_record_makes_an_answer_younger() {
+        let millis = Duration::from_millis;
+        let instant = Instant::now();
+        for (now, old) in [(5_000, 0), (5_999, 1), (5_100, 950), (5_900, 1_001)] {
+            let at = |later| Now {
+                unix: millis(now + later),
+                instant: instant + millis(later),
+            };
+            let record = checked_at(at(0).seconds_before(millis(old)));
+            for known in [
+                Known::told(record.clone(), millis(old), at(0)),
+                Known::kept(record.clone(), at(0)),
+            ] {
+                for later in [0, 99, 100, 901] {
+                    let age = known.age(at(later)).expect("not from the future");
+                    let truth = millis(old + later);
+                    assert!(age >= truth, "{age:?}, not {truth:?}");
+                    assert!(age < truth + SECOND, "{age:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_age_of_a_record_from_the_future_is_not_known() {
         let instant = Instant::now();
-        let at = |unix, seconds: u32| Now {
-            unix,
+        let at = |unix: u32, seconds: u32| Now {
+            unix: unix * SECOND,
             instant: instant + seconds * SECOND,
         };
         let past = Known::kept(checked_at(1_000), at(1_010, 0));

@@ -43,15 +43,6 @@ impl Policy {
     }
 }
 
-/// Records have times in whole seconds: what is so old by its record may be older by almost this.
-const RECORD_STEP: Duration = Duration::from_secs(1);
-
-/// Whether what is so old by its record, in whole seconds, is certainly no older than `most`; never
-/// when that is less than a second.
-pub(super) fn is_within(age: Duration, most: Duration) -> bool {
-    age.saturating_add(RECORD_STEP) <= most
-}
-
 /// What a record is worth now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {
@@ -141,7 +132,7 @@ impl Policies {
         let age = age.unwrap_or(policy.max_age());
         match policy {
             Policy::Immutable => Freshness::Fresh,
-            Policy::Ttl(ttl) if is_within(age, ttl) => Freshness::Fresh,
+            Policy::Ttl(ttl) if age < ttl => Freshness::Fresh,
             Policy::Ttl(_) => Freshness::Stale {
                 if_slow: age <= self.stale_slow,
                 if_away: age <= self.stale_away,
@@ -221,16 +212,15 @@ mod tests {
     fn records_age() {
         let stale = |if_slow, if_away| Freshness::Stale { if_slow, if_away };
         let ttl = Policy::Ttl(Duration::from_secs(60));
-        let of = |policy, age| policies().freshness(policy, Some(Duration::from_secs(age)));
-        assert_eq!(of(ttl, 59), Freshness::Fresh);
-        assert_eq!(of(ttl, 60), stale(true, true));
-        assert_eq!(of(ttl, 3_601), stale(false, true));
-        assert_eq!(of(ttl, 7_201), stale(false, false));
-        let short = Policy::Ttl(Duration::from_millis(1_500));
-        assert_eq!(of(short, 0), Freshness::Fresh);
-        assert_eq!(of(short, 1), stale(true, true), "it may be two seconds");
-        let shorter = Policy::Ttl(Duration::from_millis(900));
-        assert_eq!(of(shorter, 0), stale(true, true), "it may be a second");
+        let of = |policy, age| policies().freshness(policy, Some(Duration::from_millis(age)));
+        assert_eq!(of(ttl, 59_999), Freshness::Fresh);
+        assert_eq!(of(ttl, 60_000), stale(true, true));
+        assert_eq!(of(ttl, 3_600_001), stale(false, true));
+        assert_eq!(of(ttl, 7_200_001), stale(false, false));
+        let short = Policy::Ttl(Duration::from_millis(900));
+        assert_eq!(of(short, 899), Freshness::Fresh);
+        assert_eq!(of(short, 900), stale(true, true));
+        assert_eq!(of(Policy::Ttl(Duration::ZERO), 0), stale(true, true));
         assert_eq!(of(Policy::Immutable, u64::MAX), Freshness::Fresh);
         assert_eq!(of(Policy::Always, 0), stale(false, false));
     }

@@ -36,6 +36,22 @@ pub(super) enum Resolved {
     Manifest(FetchedManifest),
 }
 
+/// What another node told of a tag.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) answer: PeerTag,
+    /// When it was asked.
+    asked: Instant,
+}
+
+impl Told {
+    /// Returns how old the answer is by now: rather too old than too young, since it is counted from
+    /// before the way of the question.
+    pub(super) fn age(&self) -> Duration {
+        self.answer.age.saturating_add(self.asked.elapsed())
+    }
+}
+
 /// Asks the upstream: one `HEAD`; a `GET` where that tells no digest.
 ///
 /// # Errors
@@ -77,7 +93,7 @@ pub(super) async fn ask_homes(
     origin: &Origin,
     tag: &Tag,
     max_age: Duration,
-) -> Result<Option<PeerTag>, PullError> {
+) -> Result<Option<Told>, PullError> {
     let key = Key::of_tag(origin.upstream.name(), &origin.repository, tag);
     let deadline = Instant::now() + HOPS_PATIENCE;
     let hops = neighbours.hops(key, Rank::Owner);
@@ -90,9 +106,10 @@ pub(super) async fn ask_homes(
             tag: tag.clone(),
             max_age_ms: u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX),
         };
+        let asked = Instant::now();
         let asking = neighbours.peers.resolve(hop.peer, question);
         match neighbours.in_time(*hop, asking).await {
-            Ok(answer) => return Ok(Some(answer)),
+            Ok(answer) => return Ok(Some(Told { answer, asked })),
             Err(error) => {
                 neighbours.passed_over(*hop, &error);
                 if let PeerError::Refused { refusal, .. } = &error {
@@ -111,7 +128,8 @@ fn check_final(origin: &Origin, tag: &Tag, refused: &Refusal) -> Result<(), Pull
 }
 
 /// Returns the youngest that any member remembers of a tag.
-pub(super) async fn recall(neighbours: &Neighbours, origin: &Origin, tag: &Tag) -> Option<PeerTag> {
+pub(super) async fn recall(neighbours: &Neighbours, origin: &Origin, tag: &Tag) -> Option<Told> {
+    let asked = Instant::now();
     let view = neighbours.view();
     let mut answers: FuturesUnordered<_> = view
         .live()
@@ -134,5 +152,5 @@ pub(super) async fn recall(neighbours: &Neighbours, origin: &Origin, tag: &Tag) 
             youngest = Some(answer);
         }
     }
-    youngest
+    youngest.map(|answer| Told { answer, asked })
 }

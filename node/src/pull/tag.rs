@@ -23,7 +23,7 @@ use super::manifest::{ManifestAnswer, Manifests};
 use super::negative::{Negative, Wanted};
 use super::neighbours::Neighbours;
 use super::origin::Origin;
-use super::policy::{self, Freshness, Policies, Policy};
+use super::policy::{Freshness, Policies, Policy};
 use super::resolve::{self, Resolved};
 
 /// Most tags whose records are kept in memory.
@@ -236,13 +236,14 @@ impl Tags {
             _ => max_age,
         };
         if let Some((digest, age)) = self.recall(origin, tag).await
-            && policy::is_within(age, max_age)
+            && age < max_age
         {
             return Ok((digest, age));
         }
         self.shared.negative.check(origin, wanted(tag))?;
-        match self.ask_upstream(origin, tag, news).await?.stated {
-            Stated::Digest(digest) => Ok((digest, Duration::ZERO)),
+        let word = self.ask_upstream(origin, tag, news).await?;
+        match word.stated {
+            Stated::Digest(digest) => Ok((digest, word.began.elapsed())),
             // Everybody has to ask for the bytes.
             Stated::Unverifiable(_) => Err(PullError::Unconfigured),
         }
@@ -252,7 +253,8 @@ impl Tags {
         self.shared.neighbours.as_ref()?.healed()
     }
 
-    /// Returns what this node last knew of a tag, and the time since then, if that is known.
+    /// Returns what this node last knew of a tag, and the time since then or a little more, if that is
+    /// known.
     pub(super) async fn recall(&self, origin: &Origin, tag: &Tag) -> Option<(Digest, Duration)> {
         let key = name(origin, tag).key();
         let known = self.record(origin, tag, &key).await.ok()??;
@@ -295,7 +297,7 @@ impl Tags {
         match &stated {
             Ok(Stated::Digest(digest)) => {
                 let credential = origin.upstream.credential().to_string();
-                let known = (*digest, Duration::ZERO);
+                let known = (*digest, began.elapsed());
                 self.remember(&origin, &tag, credential, known).await;
             }
             Ok(Stated::Unverifiable(_)) => {}
@@ -362,15 +364,15 @@ impl Tags {
     async fn recall_elsewhere(&self, origin: &Origin, tag: &Tag) -> Option<Known> {
         let neighbours = self.shared.neighbours.as_ref()?;
         let recalled = resolve::recall(neighbours, origin, tag).await?;
-        let now = Now::read();
-        let checked_at = now.unix.saturating_sub(recalled.age.as_secs());
+        let (now, age) = (Now::read(), recalled.age());
+        let checked_at = now.seconds_before(age);
         let record = TagRecord {
-            digest: recalled.digest,
+            digest: recalled.answer.digest,
             resolved_at: checked_at,
             checked_at,
         };
         // It is not remembered here: nobody has told this node, and it may be gone tomorrow.
-        Some(Known::told(record, recalled.age, now))
+        Some(Known::told(record, age, now))
     }
 
     /// Answers from a fresh record, and checks it all the same if the upstream has lost what it
@@ -510,11 +512,12 @@ impl Tags {
         };
         let manifests = &self.shared.manifests;
         let behind = Deadline::within(HEADER_BUDGET);
-        match manifests.by_digest(origin, &known.digest, behind).await {
+        let digest = known.answer.digest;
+        match manifests.by_digest(origin, &digest, behind).await {
             Ok(answer) => {
-                let credential = known.origin.credential;
-                let known = (known.digest, known.age);
-                self.remember(origin, tag, credential, known).await;
+                let known_since = (digest, known.age());
+                let credential = known.answer.origin.credential;
+                self.remember(origin, tag, credential, known_since).await;
                 Ok(Some(answer))
             }
             // What the tag pointed to is gone, or cannot be had: the upstream has the last word.
@@ -532,7 +535,7 @@ impl Tags {
     ) {
         let name = name(origin, tag);
         let now = Now::read();
-        let checked_at = now.unix.saturating_sub(age.as_secs());
+        let checked_at = now.seconds_before(age);
         let known = self.shared.store.tag(&name).await.ok().flatten();
         let resolved_at = known
             .filter(|known| known.digest == digest)
