@@ -33,6 +33,7 @@ mod memory;
 mod metrics;
 mod negative;
 mod neighbours;
+mod open;
 mod origin;
 mod orphans;
 mod pending;
@@ -46,6 +47,7 @@ mod resolve;
 mod search;
 mod segment;
 mod sink;
+mod status;
 mod supply;
 mod table;
 mod tag;
@@ -58,10 +60,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::access::Caller;
-use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, MediaType, Reference};
 use prometheus_client::registry::Registry;
-use serde::Serialize;
 
 pub use blob::{BlobBody, OpenBlob, Piece};
 pub use config::Config;
@@ -69,7 +69,9 @@ pub use directory::HoldingsStatus;
 pub use error::PullError;
 pub use listing::{ReferrersAnswer, TagsAnswer};
 pub use manifest::ManifestAnswer;
+pub use open::BlobHead;
 pub use origin::{Origin, Source};
+pub use status::{Status, TransferStatus};
 pub use supply::Supplier;
 
 use crate::peer::{Members, Peers};
@@ -82,13 +84,11 @@ use listing::Listings;
 use manifest::Manifests;
 use memory::Memory;
 use metrics::{Kind, Metrics};
-use negative::{Negative, Wanted};
+use negative::Negative;
 use neighbours::Neighbours;
 use orphans::Orphans;
-use rank::Rank;
 use replicate::Replicas;
 use tag::Tags;
-use transfer::{Transfer, Waiter};
 use waits::Waits;
 
 /// What a client needs of a manifest without its bytes.
@@ -101,15 +101,6 @@ pub struct ManifestHeadAnswer {
     /// Size in bytes.
     pub size: u64,
     /// Where it comes from.
-    pub source: Source,
-}
-
-/// What a client needs of a blob without its bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct BlobHead {
-    /// Size in bytes, unless the upstream does not tell.
-    pub size: Option<u64>,
-    /// Where it would come from.
     pub source: Source,
 }
 
@@ -291,179 +282,9 @@ impl Puller {
         })
     }
 
-    /// Opens a blob; returns when a source is confirmed.
-    ///
-    /// # Errors
-    /// Why it cannot be had.
-    /// # Cancel safety
-    /// Dropping the future removes a waiter and nothing else.
-    /// Source: OCI Distribution Spec end-2.
-    pub async fn blob(&self, origin: &Origin, digest: &Digest) -> Result<OpenBlob, PullError> {
-        let deadline = self.deadline();
-        let opening = self.open_blob(origin, digest, deadline);
-        let result = deadline.for_answer(opening).await.flatten();
-        let source = result.as_ref().ok().map(OpenBlob::source);
-        self.inner.metrics.count(Kind::blob, source);
-        result
-    }
-
     /// Returns the times of a client's request that begins now.
     fn deadline(&self) -> Deadline {
         Deadline::within(self.inner.header_budget)
-    }
-
-    async fn open_blob(
-        &self,
-        origin: &Origin,
-        digest: &Digest,
-        deadline: Deadline,
-    ) -> Result<OpenBlob, PullError> {
-        let access = &self.inner.access;
-        let mut proof = access.prove(origin, digest, Form::Blob, deadline).await?;
-        if let Some(blob) = self.inner.store.blob(digest).await? {
-            if proof == Proof::Absent {
-                // It was committed between the two.
-                proof = access.prove(origin, digest, Form::Blob, deadline).await?;
-            }
-            if proof == Proof::Given {
-                return Ok(OpenBlob::stored(*digest, origin.clone(), deadline, blob));
-            }
-        }
-        self.inner.negative.check(origin, Wanted::Blob(*digest))?;
-        let joined = match self.join(origin, digest, deadline).await {
-            // Nothing has reached the client yet, so one fresh attempt is free.
-            Err(error) if error.is_corrupt() => self.join(origin, digest, deadline).await,
-            result => result,
-        };
-        let waiter = joined?;
-        if proof == Proof::Absent {
-            self.share(origin, &waiter.transfer, deadline).await?;
-        }
-        Ok(OpenBlob::growing(origin.clone(), deadline, waiter))
-    }
-
-    /// Lets a client have bytes that are on their way, perhaps for somebody else's repository.
-    async fn share(
-        &self,
-        origin: &Origin,
-        transfer: &Transfer,
-        deadline: Deadline,
-    ) -> Result<(), PullError> {
-        let access = &self.inner.access;
-        if access::is_fetched_for(transfer, origin) {
-            access.confirm(origin);
-            return Ok(());
-        }
-        let digest = &transfer.digest;
-        if access.prove(origin, digest, Form::Blob, deadline).await? == Proof::Given {
-            return Ok(());
-        }
-        let provenance = transfer.state().fetched_as();
-        access.vouch(origin, digest, &provenance, deadline).await
-    }
-
-    async fn join(
-        &self,
-        origin: &Origin,
-        digest: &Digest,
-        deadline: Deadline,
-    ) -> Result<Waiter, PullError> {
-        let fillers = &self.inner.fillers;
-        let origins = std::slice::from_ref(origin);
-        let joined = fillers.table.join(digest, origins, Rank::Node, |_| ());
-        if let Some(far) = joined.begun {
-            fillers.start(&joined.waiter.transfer, far);
-        }
-        let confirmed = deadline.for_others(joined.waiter.confirmed()).await;
-        confirmed.map_err(|error| error.in_crowd_of(&origin.upstream))??;
-        Ok(joined.waiter)
-    }
-
-    /// Returns what a `HEAD` of a blob tells, without fetching it.
-    ///
-    /// The upstream is asked for one byte, because some refuse `HEAD` (contract U8).
-    ///
-    /// # Errors
-    /// Why it cannot be had.
-    pub async fn blob_head(&self, origin: &Origin, digest: &Digest) -> Result<BlobHead, PullError> {
-        let deadline = self.deadline();
-        let examining = self.examine_blob(origin, digest, deadline);
-        deadline.for_answer(examining).await.flatten()
-    }
-
-    async fn examine_blob(
-        &self,
-        origin: &Origin,
-        digest: &Digest,
-        deadline: Deadline,
-    ) -> Result<BlobHead, PullError> {
-        let access = &self.inner.access;
-        let proof = access.prove(origin, digest, Form::Blob, deadline).await?;
-        let blob = match proof {
-            Proof::Given => self.inner.store.blob(digest).await?,
-            Proof::Absent => None,
-        };
-        if let Some(blob) = blob {
-            return Ok(BlobHead {
-                size: Some(blob.size()),
-                source: Source::Local,
-            });
-        }
-        self.inner.negative.check(origin, Wanted::Blob(*digest))?;
-        let elsewhere = self.head_elsewhere(origin, digest, proof, deadline);
-        if let Some(head) = elsewhere.await? {
-            return Ok(head);
-        }
-        let Origin {
-            upstream,
-            repository,
-        } = origin;
-        let probing = upstream.probe_blob(repository, digest, deadline.asking());
-        let size = probing
-            .await
-            .map_err(PullError::from)
-            .inspect_err(|error| {
-                let wanted = Wanted::Blob(*digest);
-                self.inner.negative.remember(origin, wanted, error);
-            })?;
-        Ok(BlobHead {
-            size,
-            source: Source::Upstream,
-        })
-    }
-
-    /// Returns what is known of a blob that is on its way to this node or that another node has,
-    /// as soon as it may be told to this client: that a blob exists is no less than its bytes.
-    async fn head_elsewhere(
-        &self,
-        origin: &Origin,
-        digest: &Digest,
-        proof: Proof,
-        deadline: Deadline,
-    ) -> Result<Option<BlobHead>, PullError> {
-        let transfer = self.inner.fillers.table.get(digest);
-        if let Some(transfer) = transfer.filter(|transfer| transfer.state().is_confirmed()) {
-            if proof == Proof::Absent {
-                self.share(origin, &transfer, deadline).await?;
-            }
-            let size = transfer.state().size;
-            let source = Source::Upstream;
-            return Ok(size.map(|_| BlobHead { size, source }));
-        }
-        let Some(neighbours) = &self.inner.neighbours else {
-            return Ok(None);
-        };
-        let Some((size, provenance)) = neighbours.examine(digest).await else {
-            return Ok(None);
-        };
-        if proof == Proof::Absent {
-            let access = &self.inner.access;
-            access.vouch(origin, digest, &provenance, deadline).await?;
-        }
-        Ok(Some(BlobHead {
-            size: Some(size),
-            source: Source::Peer,
-        }))
     }
 
     /// Returns a page of a repository's tags; `query` is passed to the upstream.
@@ -494,24 +315,6 @@ impl Puller {
         self.inner.store.repositories().await
     }
 
-    /// Returns what is under way.
-    pub fn status(&self) -> Status {
-        let transfers = self.inner.fillers.table.all();
-        Status {
-            transfers: transfers.iter().map(|transfer| transfer.status()).collect(),
-            holdings: self.inner.neighbours.as_ref().map(Neighbours::status),
-            distrusted: match &self.inner.neighbours {
-                Some(neighbours) => neighbours.distrusted(),
-                None => Vec::new(),
-            },
-        }
-    }
-
-    /// Returns how many blobs are on their way to this node.
-    pub fn transfers(&self) -> usize {
-        self.inner.fillers.table.count()
-    }
-
     /// Registers the room's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.inner.metrics.register(registry);
@@ -519,37 +322,4 @@ impl Puller {
             neighbours.register_metrics(registry);
         }
     }
-}
-
-/// What the pull room is doing.
-#[derive(Clone, Debug, Serialize)]
-pub struct Status {
-    /// Blobs on their way to this node, in no order.
-    pub transfers: Vec<TransferStatus>,
-    /// What the other members have told of what they hold; absent without a cluster.
-    pub holdings: Option<HoldingsStatus>,
-    /// Members that stated wrong content, or stalled, and are not asked for any for a while.
-    #[serde(serialize_with = "directory::texts")]
-    pub distrusted: Vec<NodeId>,
-}
-
-/// One blob on its way.
-#[derive(Clone, Debug, Serialize)]
-pub struct TransferStatus {
-    /// The blob.
-    pub digest: Digest,
-    /// Repositories that were named for it, as `upstream/repository`.
-    pub origins: Vec<String>,
-    /// Who is asked for its bytes now, unless that is being decided.
-    pub source: Option<Source>,
-    /// Its size, once known.
-    pub size_bytes: Option<u64>,
-    /// Bytes that are here.
-    pub received_bytes: u64,
-    /// Whether it cannot be stored and is only passed on.
-    pub relayed: bool,
-    /// Clients that wait for it.
-    pub waiters: usize,
-    /// Time since it began.
-    pub age_seconds: u64,
 }

@@ -1,14 +1,18 @@
 //! Resolving tags: known answer, check at the home or the upstream, stale answer.
 //!
-//! A check asks the tag's home, which asks the upstream by one `HEAD`; a `GET` by digest follows
-//! only for a manifest that nobody has (contract U6). Equal checks run once. What a record is
-//! worth is decided in `policy`, who is asked in `resolve`.
+//! Here is decided what a client is told. How a tag is checked is said in `check`, what is known of
+//! it in `records`, what other nodes are told in `home`, which answer is new enough in `news`. What a
+//! record is worth is decided in `policy`, how others are asked in `resolve`.
+
+mod check;
+mod home;
+mod news;
+mod records;
 
 use std::time::Duration;
 
 use millrace_protocol::oci::{Digest, Reference, Tag};
 use moka::sync::Cache;
-use tokio::time::Instant;
 
 use crate::store::{Store, TagName, TagRecord};
 use crate::task::Tasks;
@@ -24,10 +28,9 @@ use super::negative::{Negative, Wanted};
 use super::neighbours::Neighbours;
 use super::origin::Origin;
 use super::policy::{Freshness, Policies, Policy};
-use super::resolve::{self, Resolved};
-
-/// Most tags whose records are kept in memory.
-const MAX_RECORDS: u64 = 10_000;
+use super::resolve;
+use news::{News, Word};
+use records::{MAX_RECORDS, Records};
 
 /// The tags of a node; clones share them.
 #[derive(Clone, Debug)]
@@ -44,7 +47,7 @@ struct Shared {
     policies: Policies,
     config: Config,
     neighbours: Option<Neighbours>,
-    records: Cache<String, Known>,
+    records: Records,
     checks: Flights<String, ManifestAnswer>,
     /// Checks that ask nobody but the upstream: for other nodes, and where no home could help.
     upstream_checks: Flights<String, Word>,
@@ -57,80 +60,9 @@ struct Shared {
 struct Question<'a> {
     origin: &'a Origin,
     tag: &'a Tag,
-    key: String,
+    name: TagName,
     news: News,
     deadline: Deadline,
-}
-
-/// From when on an answer is news for a question.
-#[derive(Clone, Copy, Debug)]
-enum News {
-    /// It has come since then, from a check that may have begun before: the tag has a lifetime.
-    Come(Instant),
-    /// It is from a check that has begun since then: the tag is to be checked each time.
-    Begun(Instant),
-}
-
-impl News {
-    /// For a question that comes now.
-    fn from_now(is_each_time: bool) -> Self {
-        if is_each_time {
-            Self::Begun(Instant::now())
-        } else {
-            Self::Come(Instant::now())
-        }
-    }
-
-    /// For a check that begins now and is shared by all who came before.
-    fn of_check(self) -> Self {
-        match self {
-            Self::Come(_) => self,
-            Self::Begun(_) => Self::Begun(Instant::now()),
-        }
-    }
-
-    fn is(self, word: &Word) -> bool {
-        match self {
-            Self::Come(since) => word.came >= since,
-            Self::Begun(since) => word.began >= since,
-        }
-    }
-
-    /// Waits for a check that is under way, if that is news, else for the next.
-    async fn join<V, F>(
-        self,
-        checks: &Flights<String, V>,
-        key: String,
-        check: impl Fn() -> F,
-    ) -> Result<V, PullError>
-    where
-        V: Clone + Send + Sync + 'static,
-        F: Future<Output = Result<V, PullError>> + Send + 'static,
-    {
-        match self {
-            Self::Come(_) => checks.join(key, check).await,
-            Self::Begun(since) => checks.join_since(key, since, check).await,
-        }
-    }
-}
-
-/// What an upstream said of a tag, and when.
-#[derive(Clone, Debug)]
-struct Word {
-    stated: Stated,
-    /// When it was asked.
-    began: Instant,
-    /// When it had answered.
-    came: Instant,
-}
-
-/// What an upstream says of a tag.
-#[derive(Clone, Debug)]
-enum Stated {
-    /// A digest that can be had by itself.
-    Digest(Digest),
-    /// A manifest whose digest cannot be verified: a signed schema 1 manifest.
-    Unverifiable(ManifestAnswer),
 }
 
 impl Tags {
@@ -143,6 +75,7 @@ impl Tags {
             ..
         } = manifests.clone();
         let shared = Shared {
+            records: Records::new(store.clone(), negative.clone(), config.stale_denied),
             store,
             manifests,
             access,
@@ -150,7 +83,6 @@ impl Tags {
             policies: Policies::new(&config),
             config,
             neighbours,
-            records: Cache::new(MAX_RECORDS),
             checks: Flights::new(tasks.clone()),
             upstream_checks: Flights::new(tasks),
             words: Cache::builder()
@@ -182,13 +114,13 @@ impl Tags {
         let question = &Question {
             origin,
             tag,
-            key: name(origin, tag).key(),
+            name: name(origin, tag),
             // Before looking: what the upstream says from now on is news, also when the record of it
             // is written just behind the look.
             news: News::from_now(policy == Policy::Always),
             deadline,
         };
-        let Some(known) = self.record(origin, tag, &question.key).await? else {
+        let Some(known) = self.shared.records.find(&question.name).await? else {
             return self.first(question).await;
         };
         let age = known.age(Now::read());
@@ -217,116 +149,8 @@ impl Tags {
         policy.after_healing(self.healed())
     }
 
-    /// Returns what a tag points to and how old that is, for a node whose home of it this is.
-    ///
-    /// # Errors
-    /// Why the upstream does not tell.
-    /// # Cancel safety
-    /// Dropping the future leaves a check running.
-    pub(super) async fn resolve_as_home(
-        &self,
-        origin: &Origin,
-        tag: &Tag,
-        max_age: Duration,
-    ) -> Result<(Digest, Duration), PullError> {
-        let news = News::from_now(max_age.is_zero());
-        let max_age = match (self.policy(origin, tag), self.healed()) {
-            // A node for which no split has healed yet may ask for less.
-            (Policy::Ttl(_), Some(healed)) => max_age.min(healed),
-            _ => max_age,
-        };
-        if let Some((digest, age)) = self.recall(origin, tag).await
-            && age < max_age
-        {
-            return Ok((digest, age));
-        }
-        self.shared.negative.check(origin, wanted(tag))?;
-        let word = self.ask_upstream(origin, tag, news).await?;
-        match word.stated {
-            Stated::Digest(digest) => Ok((digest, word.began.elapsed())),
-            // Everybody has to ask for the bytes.
-            Stated::Unverifiable(_) => Err(PullError::Unconfigured),
-        }
-    }
-
     fn healed(&self) -> Option<Duration> {
         self.shared.neighbours.as_ref()?.healed()
-    }
-
-    /// Returns what this node last knew of a tag, and the time since then or a little more, if that is
-    /// known.
-    pub(super) async fn recall(&self, origin: &Origin, tag: &Tag) -> Option<(Digest, Duration)> {
-        let key = name(origin, tag).key();
-        let known = self.record(origin, tag, &key).await.ok()??;
-        let age = known.age(Now::read())?;
-        Some((known.record.digest, age))
-    }
-
-    /// Asks the upstream, together with everybody who asks it the same now; takes an answer that
-    /// is news.
-    async fn ask_upstream(
-        &self,
-        origin: &Origin,
-        tag: &Tag,
-        news: News,
-    ) -> Result<Word, PullError> {
-        let key = name(origin, tag).key();
-        let ask = || {
-            let (tags, origin, tag) = (self.clone(), origin.clone(), tag.clone());
-            async move {
-                let key = name(&origin, &tag).key();
-                match tags.shared.words.get(&key) {
-                    Some(word) if news.is(&word) => Ok(word),
-                    _ => tags.check_at_upstream(origin, tag).await,
-                }
-            }
-        };
-        loop {
-            let asking = news.join(&self.shared.upstream_checks, key.clone(), ask);
-            let word = asking.await?;
-            // Who was joined may have been content with an older one.
-            if news.is(&word) {
-                return Ok(word);
-            }
-        }
-    }
-
-    async fn check_at_upstream(self, origin: Origin, tag: Tag) -> Result<Word, PullError> {
-        let began = Instant::now();
-        let stated = self.stated(&origin, &tag).await;
-        match &stated {
-            Ok(Stated::Digest(digest)) => {
-                let credential = origin.upstream.credential().to_string();
-                let known = (*digest, began.elapsed());
-                self.remember(&origin, &tag, credential, known).await;
-            }
-            Ok(Stated::Unverifiable(_)) => {}
-            Err(error) => self.refused(&origin, &tag, error).await,
-        }
-        let word = Word {
-            stated: stated?,
-            began,
-            came: Instant::now(),
-        };
-        // That is out of the repository, so it may be read with these credentials.
-        self.shared.access.confirm(&origin);
-        let key = name(&origin, &tag).key();
-        self.shared.words.insert(key, word.clone());
-        Ok(word)
-    }
-
-    async fn stated(&self, origin: &Origin, tag: &Tag) -> Result<Stated, PullError> {
-        let waits = &self.shared.manifests.waits;
-        let fetched = match resolve::ask_upstream(waits, origin, tag).await? {
-            Resolved::Digest(digest) => return Ok(Stated::Digest(digest)),
-            Resolved::Manifest(fetched) => fetched,
-        };
-        let answer = self.shared.manifests.accept(origin, fetched).await?;
-        Ok(if answer.media_type.is_schema1() {
-            Stated::Unverifiable(answer)
-        } else {
-            Stated::Digest(answer.digest)
-        })
     }
 
     /// Resolves a tag without a record.
@@ -344,7 +168,7 @@ impl Tags {
         };
         let ready = store.wait_for_index();
         question.deadline.for_answer(ready).await?;
-        let known = match self.record(origin, tag, &question.key).await? {
+        let known = match self.shared.records.find(&question.name).await? {
             Some(known) => known,
             None => self
                 .recall_elsewhere(origin, tag)
@@ -434,134 +258,6 @@ impl Tags {
                 manifests.by_digest(origin, digest, deadline).await.ok()
             }
             None => None,
-        }
-    }
-
-    async fn record(
-        &self,
-        origin: &Origin,
-        tag: &Tag,
-        key: &str,
-    ) -> Result<Option<Known>, PullError> {
-        if let Some(known) = self.shared.records.get(key) {
-            return Ok(Some(known));
-        }
-        let Some(record) = self.shared.store.tag(&name(origin, tag)).await? else {
-            return Ok(None);
-        };
-        let kept = Known::kept(record, Now::read());
-        // A check may have learnt more while the index was read.
-        let newest = self.shared.records.entry_by_ref(key).or_insert(kept);
-        Ok(Some(newest.into_value()))
-    }
-
-    /// Asks the home or the upstream, together with everybody who asks the same now; takes an answer
-    /// that is news.
-    async fn check(&self, question: &Question<'_>) -> Result<ManifestAnswer, PullError> {
-        let &Question {
-            origin, tag, news, ..
-        } = question;
-        self.shared.negative.check(origin, wanted(tag))?;
-        let ask = || {
-            let news = news.of_check();
-            self.clone().ask(origin.clone(), tag.clone(), news)
-        };
-        let check = news.join(&self.shared.checks, question.key.clone(), ask);
-        question.deadline.for_others(check).await?
-    }
-
-    async fn ask(self, origin: Origin, tag: Tag, news: News) -> Result<ManifestAnswer, PullError> {
-        match self.ask_homes(&origin, &tag).await {
-            Ok(Some(answer)) => return Ok(answer),
-            Ok(None) => {}
-            Err(error) => {
-                self.refused(&origin, &tag, &error).await;
-                return Err(error);
-            }
-        }
-        let word = self.ask_upstream(&origin, &tag, news).await?;
-        match word.stated {
-            Stated::Digest(digest) => {
-                let behind = Deadline::within(HEADER_BUDGET);
-                let manifests = &self.shared.manifests;
-                let answer = manifests.by_digest(&origin, &digest, behind).await?;
-                // Once more, because only now there is a sidecar that can carry the claim.
-                let credential = origin.upstream.credential().to_string();
-                let known = (digest, word.began.elapsed());
-                self.remember(&origin, &tag, credential, known).await;
-                Ok(answer)
-            }
-            Stated::Unverifiable(answer) => Ok(answer),
-        }
-    }
-
-    /// Asks the tag's homes and gets the manifest that they name.
-    ///
-    /// `None` when this node has to ask the upstream itself.
-    async fn ask_homes(
-        &self,
-        origin: &Origin,
-        tag: &Tag,
-    ) -> Result<Option<ManifestAnswer>, PullError> {
-        let Some(neighbours) = &self.shared.neighbours else {
-            return Ok(None);
-        };
-        let max_age = self.policy(origin, tag).max_age();
-        let Some(known) = resolve::ask_homes(neighbours, origin, tag, max_age).await? else {
-            return Ok(None);
-        };
-        let manifests = &self.shared.manifests;
-        let behind = Deadline::within(HEADER_BUDGET);
-        let digest = known.answer.digest;
-        match manifests.by_digest(origin, &digest, behind).await {
-            Ok(answer) => {
-                let known_since = (digest, known.age());
-                let credential = known.answer.origin.credential;
-                self.remember(origin, tag, credential, known_since).await;
-                Ok(Some(answer))
-            }
-            // What the tag pointed to is gone, or cannot be had: the upstream has the last word.
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// Records what the upstream said so long ago.
-    async fn remember(
-        &self,
-        origin: &Origin,
-        tag: &Tag,
-        credential: String,
-        (digest, age): (Digest, Duration),
-    ) {
-        let name = name(origin, tag);
-        let now = Now::read();
-        let checked_at = now.seconds_before(age);
-        let known = self.shared.store.tag(&name).await.ok().flatten();
-        let resolved_at = known
-            .filter(|known| known.digest == digest)
-            .map(|known| known.resolved_at);
-        let record = TagRecord {
-            digest,
-            resolved_at: resolved_at.unwrap_or(checked_at),
-            checked_at,
-        };
-        let told = Known::told(record.clone(), age, now);
-        self.shared.records.insert(name.key(), told);
-        if let Err(error) = self.shared.store.put_tag(name, credential, record).await {
-            tracing::warn!(%error, "a tag could not be recorded; it is lost at the next start");
-        }
-    }
-
-    /// Forgets a tag that the upstream refuses, so that an outage does not bring it back.
-    async fn refused(&self, origin: &Origin, tag: &Tag, error: &PullError) {
-        self.shared.negative.remember(origin, wanted(tag), error);
-        if !error.is_denial() || self.shared.config.stale_denied {
-            return;
-        }
-        let name = name(origin, tag);
-        self.shared.records.invalidate(&name.key());
-        if let Err(error) = self.shared.store.remove_tag(name).await {
-            tracing::warn!(%error, "a refused tag could not be forgotten");
         }
     }
 }
