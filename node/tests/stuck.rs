@@ -4,16 +4,18 @@
 #[path = "upstream/fake.rs"]
 #[expect(dead_code, reason = "shared with the tests of the upstream room")]
 mod fake;
+#[path = "mesh/hung.rs"]
+mod hung;
 #[path = "mesh/liar.rs"]
 mod liar;
 #[path = "mesh/mesh.rs"]
 #[expect(dead_code, reason = "shared with the tests of a mesh")]
 mod mesh;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hung::Hung;
 use liar::Liar;
 use mesh::{Mesh, Node, Settings, eventually, noise, prompt};
 use millrace::peer::Peers;
@@ -21,7 +23,6 @@ use millrace::pull;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::{BlobNews, Holding, OpenBlob, OriginName, Role};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tokio::sync::watch;
 
 /// A patience with members that makes a test short; a home has twice as long.
@@ -127,6 +128,30 @@ async fn a_home_that_has_the_beginning_and_nothing_more_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_is_slow_and_gets_on_is_not_left() {
+    let bytes = noise(1, 6);
+    let (pace, paced) = watch::channel(0);
+    let liar = Liar {
+        pace: Some(paced),
+        ..Liar::honest(&bytes)
+    };
+    let (mesh, _home) = before(liar).await;
+    let digest = mesh.content.add(bytes.clone());
+    let node = &mesh.nodes[0];
+    let flow = async {
+        for chunks in 1..=6 {
+            // Shorter than a home may bring nothing, which all of them together are not.
+            let since = Instant::now();
+            eventually(|| since.elapsed() > HOP_PATIENCE).await;
+            pace.send_replace(chunks);
+        }
+    };
+    tokio::join!(pulls(node, &digest, &bytes), flow);
+    assert_eq!((left(node), mesh.gets("/blobs/")), (0, 0));
+    assert_eq!(node.puller.status().distrusted, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_taker_is_not_left_for_what_it_got_behind_its_part() {
     // Few enough that all are sent before the first is written.
     let bytes = noise(1, 4);
@@ -155,26 +180,6 @@ async fn a_taker_is_not_left_for_what_it_got_behind_its_part() {
     assert_eq!(received, 2 * CHUNK_BYTES);
     assert_eq!(node.puller.status().distrusted, []);
     assert_eq!(mesh.gets("/blobs/"), 1);
-}
-
-/// A file of a store that nobody can open: whoever tries waits, as for a disk that hangs.
-struct Hung(PathBuf);
-
-impl Hung {
-    fn at(path: PathBuf) -> Self {
-        let folder = path.parent().expect("a file is in a folder");
-        std::fs::create_dir_all(folder).expect("made");
-        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).expect("made");
-        Self(path)
-    }
-}
-
-impl Drop for Hung {
-    fn drop(&mut self) {
-        // Both ends are open then, so nobody waits any more and the test can end.
-        let flags = OFlags::RDWR | OFlags::NONBLOCK;
-        rustix::fs::open(&self.0, flags, Mode::empty()).expect("opened");
-    }
 }
 
 async fn busy_with_themselves() -> Mesh {

@@ -107,6 +107,9 @@ impl Borrow<'_> {
         if let Some(peer) = search.fetching().await {
             return self.through_holder(peer, far).await;
         }
+        if self.transfer.state().is_doubted {
+            return Ok(false);
+        }
         for part in search.parts() {
             let is_more = part.chunks as usize > self.transfer.state().chain.len();
             if is_more && self.through_holder(part.peer, far).await? {

@@ -13,7 +13,7 @@ use super::error::PullError;
 use super::metrics::Kind;
 use super::negative::Wanted;
 use super::origin::{Origin, Source};
-use super::rank::Rank;
+use super::table::Want;
 use super::transfer::{Transfer, Waiter};
 
 /// What a client needs of a blob without its bytes.
@@ -100,7 +100,7 @@ impl Puller {
     ) -> Result<Waiter, PullError> {
         let fillers = &self.inner.fillers;
         let origins = std::slice::from_ref(origin);
-        let joined = fillers.table.join(digest, origins, Rank::Node, |_| ());
+        let joined = fillers.table.join(digest, origins, Want::CLIENT);
         if let Some(far) = joined.begun {
             fillers.start(&joined.waiter.transfer, far);
         }

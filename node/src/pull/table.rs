@@ -10,12 +10,29 @@ use tokio::sync::mpsc;
 use super::error::PullError;
 use super::origin::Origin;
 use super::rank::Rank;
-use super::transfer::{Phase, State, Transfer, Waiter};
+use super::transfer::{Phase, Transfer, Waiter};
 
 /// The in-flight table; clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     transfers: Arc<Mutex<HashMap<Digest, Arc<Transfer>>>>,
+}
+
+/// As what a blob is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want {
+    /// The transfer acts at least in this rank from then on.
+    pub(super) rank: Rank,
+    /// Who wants it has some already, so others may have more than is here.
+    pub(super) begun_elsewhere: bool,
+}
+
+impl Want {
+    /// As what a client of this node wants a blob.
+    pub(super) const CLIENT: Self = Self {
+        rank: Rank::Node,
+        begun_elsewhere: false,
+    };
 }
 
 /// A transfer that was joined.
@@ -26,31 +43,26 @@ pub(super) struct Joined {
 }
 
 impl Table {
-    /// Joins the transfer of a digest, raising it to `rank`, or enters a new one. `prepare` changes
-    /// its state before it acts in that rank.
-    pub(super) fn join(
-        &self,
-        digest: &Digest,
-        origins: &[Origin],
-        rank: Rank,
-        prepare: impl FnOnce(&mut State),
-    ) -> Joined {
+    /// Joins the transfer of a digest, or enters a new one.
+    pub(super) fn join(&self, digest: &Digest, origins: &[Origin], want: Want) -> Joined {
         let mut transfers = self.transfers.lock();
-        if let Some(transfer) = transfers.get(digest) {
-            transfer.change(prepare);
-            transfer.raise(rank);
-            return Joined {
-                waiter: transfer.join(origins),
-                begun: None,
-            };
+        let known = transfers.get(digest).cloned();
+        let (transfer, begun) = known.map_or_else(
+            || {
+                let (transfer, far) = Transfer::new(*digest, want.rank);
+                transfers.insert(*digest, Arc::clone(&transfer));
+                (transfer, Some(far))
+            },
+            |transfer| (transfer, None),
+        );
+        // Before it acts in that rank.
+        if want.begun_elsewhere {
+            transfer.change(|state| state.begun_elsewhere = true);
         }
-        let (transfer, far) = Transfer::new(*digest, rank);
-        transfer.change(prepare);
-        let waiter = transfer.join(origins);
-        transfers.insert(*digest, transfer);
+        transfer.raise(want.rank);
         Joined {
-            waiter,
-            begun: Some(far),
+            waiter: transfer.join(origins),
+            begun,
         }
     }
 

@@ -1,5 +1,6 @@
 //! A peer that speaks the protocol and lies about content.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use millrace_protocol::wire::message::{
     AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, MAX_TOLD_KEYS, OpenBlob,
     ReadChunks, RecallTag, Refusal, ResolveTag,
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// Claims to have every blob.
@@ -44,6 +46,10 @@ pub(crate) struct Liar {
     pub(crate) made_up: u64,
     /// What it gives ahead of its chain.
     pub(crate) far: Option<Far>,
+    /// How many chunks it may have sent by now, if it is slow.
+    pub(crate) pace: Option<watch::Receiver<u32>>,
+    /// As what it was asked for blobs, in the order of the questions.
+    pub(crate) opened: Arc<Mutex<Vec<OpenBlob>>>,
 }
 
 /// What a liar gives out of order while it has only the first chunk in order.
@@ -84,6 +90,8 @@ impl Liar {
             told: Vec::new(),
             made_up: 0,
             far: None,
+            pace: None,
+            opened: Arc::default(),
         }
     }
 
@@ -113,7 +121,8 @@ impl Liar {
 }
 
 impl Handler for Liar {
-    fn open(&self, _: NodeId, _: OpenBlob) -> BoxStream<'static, Result<BlobNews, Refusal>> {
+    fn open(&self, _: NodeId, question: OpenBlob) -> BoxStream<'static, Result<BlobNews, Refusal>> {
+        self.opened.lock().push(question);
         if self.hesitates {
             return stream::pending().boxed();
         }
@@ -157,6 +166,9 @@ impl Handler for Liar {
             Some(far) if question.far => chunks.map(|index| far.chunk(index)).collect(),
             _ => chunks.map(|index| self.chunk(index)).collect(),
         };
+        if let Some(pace) = &self.pace {
+            return paced(events, question.first, pace.clone());
+        }
         let gate = self.far.as_ref().filter(|_| !question.far);
         let first = usize::from(question.first == 0);
         let (now, later) = events.split_at(first.min(events.len()));
@@ -221,6 +233,24 @@ impl Handler for Liar {
             .chain(stream::pending())
             .boxed()
     }
+}
+
+/// Sends chunks from `first` on, each when it may be sent.
+fn paced(
+    events: Vec<ChunkEvent>,
+    first: u32,
+    pace: watch::Receiver<u32>,
+) -> BoxStream<'static, ChunkEvent> {
+    let events = stream::iter((first..).zip(events)).then(move |(index, event)| {
+        let mut pace = pace.clone();
+        async move {
+            // Who sets it is gone: the test is over.
+            let _ = pace.wait_for(|sent| *sent > index).await;
+            event
+        }
+    });
+    let done = stream::once(async { ChunkEvent::Done });
+    events.chain(done).boxed()
 }
 
 async fn after<T>(mut gate: watch::Receiver<bool>, then: T) -> T {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use millrace::task::Tasks;
 use parking_lot::Mutex;
@@ -127,7 +128,15 @@ type Handler = dyn Fn(&Seen) -> Reply + Send + Sync;
 #[derive(Clone)]
 pub(crate) struct Fake {
     address: SocketAddr,
+    log: Log,
+}
+
+/// What a fake was asked and what it sent; clones share it.
+#[derive(Clone, Default)]
+struct Log {
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// Bytes of bodies.
+    sent: Arc<AtomicU64>,
 }
 
 impl Fake {
@@ -152,19 +161,19 @@ impl Fake {
         let address = listener.local_addr().expect("bound");
         let fake = Self {
             address,
-            seen: Arc::default(),
+            log: Log::default(),
         };
-        let (seen, handler): (_, Arc<Handler>) = (fake.seen.clone(), Arc::new(handler));
+        let (log, handler): (_, Arc<Handler>) = (fake.log.clone(), Arc::new(handler));
         let tasks = Tasks::default();
         tasks.clone().spawn(Span::none(), async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (seen, handler, acceptor) = (seen.clone(), handler.clone(), acceptor.clone());
+                let (log, handler, acceptor) = (log.clone(), handler.clone(), acceptor.clone());
                 tasks.spawn(Span::none(), async move {
                     match acceptor {
-                        None => serve(stream, seen, handler).await,
+                        None => serve(stream, log, handler).await,
                         Some(acceptor) => {
                             if let Ok(stream) = acceptor.accept(stream).await {
-                                serve(stream, seen, handler).await;
+                                serve(stream, log, handler).await;
                             }
                         }
                     }
@@ -184,21 +193,25 @@ impl Fake {
 
     /// Returns the requests so far whose target contains `part`.
     pub(crate) fn seen(&self, part: &str) -> Vec<Seen> {
-        self.seen
-            .lock()
-            .iter()
+        let seen = self.log.seen.lock();
+        seen.iter()
             .filter(|seen| seen.target.contains(part))
             .cloned()
             .collect()
     }
+
+    /// Returns how many bytes of bodies it has sent, whoever took them in.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.log.sent.load(Ordering::Relaxed)
+    }
 }
 
-async fn serve<S>(mut stream: S, seen: Arc<Mutex<Vec<Seen>>>, handler: Arc<Handler>)
+async fn serve<S>(mut stream: S, log: Log, handler: Arc<Handler>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     while let Some(request) = read_request(&mut stream).await {
-        seen.lock().push(request.clone());
+        log.seen.lock().push(request.clone());
         let reply = handler(&request);
         if reply.silent {
             std::future::pending::<()>().await;
@@ -218,6 +231,7 @@ where
             if stream.write_all(&bytes).await.is_err() {
                 return;
             }
+            log.sent.fetch_add(now.len() as u64, Ordering::Relaxed);
             let _ = gate.wait_for(|open| *open).await;
             (bytes, body) = (Vec::new(), later);
         }
@@ -225,6 +239,7 @@ where
         if stream.write_all(&bytes).await.is_err() {
             return;
         }
+        log.sent.fetch_add(body.len() as u64, Ordering::Relaxed);
         match reply.end {
             End::KeepAlive => {}
             End::Close => return,

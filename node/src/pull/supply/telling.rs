@@ -14,6 +14,7 @@ use crate::pull::negative::Wanted;
 use crate::pull::origin::Origin;
 use crate::pull::rank::Rank;
 use crate::pull::refusal;
+use crate::pull::table::Want;
 use crate::pull::transfer::{Phase, State, Transfer, Waiter};
 use crate::store::{BlobFile, Provenance};
 
@@ -109,9 +110,11 @@ impl Asked {
             let refused = fillers.negative.check(origin, Wanted::Blob(*digest));
             refused.map_err(|error| refusal::refusal(Some(origin), &error))?;
         }
-        let begun = self.question.have > 0;
-        let prepare = |state: &mut State| state.begun_elsewhere |= begun;
-        let joined = fillers.table.join(digest, origins, rank, prepare);
+        let want = Want {
+            rank,
+            begun_elsewhere: self.question.have > 0,
+        };
+        let joined = fillers.table.join(digest, origins, want);
         if let Some(far) = joined.begun {
             fillers.start(&joined.waiter.transfer, far);
         }
