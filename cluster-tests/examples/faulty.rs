@@ -21,7 +21,7 @@ use millrace_protocol::chunk::{CHUNK_BYTES, ChainHasher, ChainValue};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Algorithm;
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, Question,
+    AskHolds, AskManifest, AskVouch, BlobNews, Cause, Holding, HoldingsChange, OpenBlob, Question,
     ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -129,8 +129,8 @@ impl Handler for Faulty {
         self.own.follow(from)
     }
 
-    fn waits_for_others(&self, question: &Question) -> bool {
-        self.own.waits_for_others(question)
+    fn waits_for(&self, question: &Question) -> Cause {
+        self.own.waits_for(question)
     }
 
     fn others(&self, from: NodeId, question: ReadChunks) -> Vec<NodeId> {

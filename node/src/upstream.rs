@@ -45,7 +45,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use millrace_protocol::oci::{Digest, Reference, RepositoryName};
 use parking_lot::Mutex;
@@ -66,6 +65,7 @@ pub use proxies::is_unusable_proxy;
 pub use secret::Secret;
 pub use shortage::Shortage;
 pub use status::{EndpointStatus, LastError, LimitStatus, Status};
+pub use turns::Turn;
 
 use config::Timeouts;
 use confine::Confines;
@@ -333,22 +333,29 @@ impl Upstream {
             .await
     }
 
-    /// Opens a blob like [`Upstream::open_blob`], but waits for its turn as long as that takes:
-    /// `patience`, for the headers, begins with it.
+    /// Waits until it is a blob's turn to be asked for, behind all who asked before.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the place in the queue.
+    pub async fn blob_turn(&self) -> Turn {
+        self.inner.turns.take(true).await
+    }
+
+    /// Opens a blob like [`Upstream::open_blob`], whose turn it is; the headers may take 20 s.
     ///
     /// # Errors
     /// Any [`FetchError`] but `TooLarge` and `Busy`.
     /// # Cancel safety
-    /// Dropping the future gives up the place in the queue or ends the request.
+    /// Dropping the future ends the request.
     pub async fn open_blob_in_turn(
         &self,
+        turn: Turn,
         repository: &RepositoryName,
         digest: &Digest,
         offset: u64,
-        patience: Duration,
     ) -> Result<BlobBody, FetchError> {
         self.inner
-            .open_blob_in_turn(repository, digest, offset, patience)
+            .open_blob_in_turn(turn, repository, digest, offset)
             .await
     }
 

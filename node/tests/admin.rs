@@ -114,15 +114,15 @@ fn suffering() -> NodeStatus {
         at: SystemTime::UNIX_EPOCH,
         message: "connection\n\u{1b}refused ".repeat(20),
     });
+    let digest = |number: u64| format!("sha256:{number:0>64}").parse::<Digest>();
     let transfer = |age_seconds| pull::TransferStatus {
-        digest: format!("sha256:{:0>64}", age_seconds)
-            .parse::<Digest>()
-            .expect("a digest"),
+        digest: digest(age_seconds).expect("a digest"),
         origins: vec![format!("docker.io/library/{}", "long".repeat(40))],
         source: Some(pull::Source::Peer),
         size_bytes: Some(256_000_000),
         received_bytes: 115_000_000,
         relayed: false,
+        queued: false,
         waiters: 3,
         age_seconds,
     };

@@ -294,7 +294,7 @@ async fn who_takes_nothing_in_keeps_no_slot() {
     let blob = Blob::of(192 * CHUNK);
     b.handler.blobs.lock().push(blob.clone());
     let connection = hostile
-        .connect(b.address(), b"millrace/1")
+        .connect(b.address(), b"millrace/2")
         .await
         .expect("a member");
     let (mut send, mut receive) = connection.open_bi().await.expect("a stream");

@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use hung::Hung;
 use liar::Liar;
 use mesh::{Mesh, Node, Settings, eventually, noise, prompt};
-use millrace::peer::Peers;
+use millrace::peer::{Members, Peers};
 use millrace::pull;
 use millrace_protocol::chunk::CHUNK_BYTES;
-use millrace_protocol::oci::Digest;
+use millrace_protocol::oci::{Algorithm, Digest};
+use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{BlobNews, Holding, OpenBlob, OriginName, Role};
 use tokio::sync::watch;
 
@@ -237,5 +238,47 @@ async fn a_home_that_waits_for_its_upstream_is_not_stuck() {
     assert_eq!(mesh.gets("/blobs/"), 1);
     for node in &mesh.nodes {
         assert_eq!((left(node), node.puller.status().distrusted), (0, vec![]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_waits_for_its_turn_is_waited_for() {
+    let settings = Settings {
+        pull: pull::Config {
+            hop_patience: HOP_PATIENCE,
+            ..pull::Config::default()
+        },
+        own_work: OWN_WORK,
+        downloads: Some(1),
+        ..Settings::default()
+    };
+    let mesh = Mesh::strangers_with(&["a", "a", "b", "b"], settings).await;
+    mesh.introduce();
+    let bytes = noise(1, 3);
+    let digest = mesh.content.add(bytes.clone());
+    let [home, owner, asker] = mesh.along_the_way(&digest);
+    // The home has its hands full with what it alone asks for.
+    let view = home.members.view();
+    let own = (2..u8::MAX).map(|seed| noise(seed, 3)).find(|own| {
+        let digest = Digest::of(Algorithm::Sha256, own);
+        view.homes(Key::of_digest(&digest)).next() == Some(home.id)
+    });
+    let crowd = mesh.content.add(own.expect("one of them"));
+    let (open, gate) = watch::channel(false);
+    *mesh.content.pause.lock() = Some((300_000, gate));
+    let first = prompt(home.body(&crowd, 0..u64::MAX)).await;
+    let first = first.expect("it has begun");
+    let began = Instant::now();
+    let later = async {
+        // Longer than the owner may bring nothing, and so than the home.
+        eventually(|| began.elapsed() > HOP_PATIENCE * 8).await;
+        assert!(asker.puller.status().transfers[0].queued);
+        open.send_replace(true);
+    };
+    tokio::join!(pulls(asker, &digest, &bytes), later);
+    drop(first);
+    assert_eq!(mesh.gets(&digest.to_string()), 1);
+    for node in [owner, asker] {
+        assert_eq!(node.puller.status().distrusted, []);
     }
 }

@@ -56,19 +56,19 @@ fn told(sequence: u64, change: HoldingsChange) -> Answer {
 #[test]
 fn another_version_is_named() {
     let mut frame = frame::encode(&Answer::Done).expect("within bounds");
-    frame[0] = 2;
+    frame[0] = 1;
     let error = read_one::<Answer>(&frame).expect_err("another version");
-    assert!(matches!(error, FrameError::Version { theirs: 2 }));
+    assert!(matches!(error, FrameError::Version { theirs: 1 }));
     assert_eq!(
         error.to_string(),
-        "peer speaks version 2 of the peer protocol, this node speaks 1"
+        "peer speaks version 1 of the peer protocol, this node speaks 2"
     );
 }
 
 #[test]
 fn a_length_that_nobody_sends_is_refused_by_its_header() {
     for length in [MAX_QUESTION_BYTES as u32 + 1, u32::MAX] {
-        let mut header = [1; HEADER_BYTES];
+        let mut header = [frame::VERSION; HEADER_BYTES];
         header[1..].copy_from_slice(&length.to_be_bytes());
         assert!(matches!(
             frame::length::<Question>(header),

@@ -159,11 +159,12 @@ fn render_transfer(page: &mut Page, transfer: &TransferStatus) {
         None => "just begun".to_owned(),
     };
     page.line(format!(
-        "  {}  {progress:<32} {rate:>11}  {:>3} waiting  {}{}",
+        "  {}  {progress:<32} {rate:>11}  {:>3} waiting  {}{}{}",
         digits.get(..DIGEST_DIGITS).unwrap_or(digits),
         transfer.waiters,
         time(transfer.age_seconds),
         if transfer.relayed { ", not kept" } else { "" },
+        if transfer.queued { ", in a queue" } else { "" },
     ));
     let from = transfer.source.map_or("nobody yet", Source::as_str);
     page.line(format!(

@@ -173,7 +173,7 @@ mod tests {
             addresses: vec![SocketAddr::from(([127, 0, 0, number], 5050))],
             weight: 1,
             version: "0.1.0".to_owned(),
-            wire_version: 1,
+            wire_version: millrace_protocol::wire::frame::VERSION,
             load: 0,
             standing: Standing::Alive,
         }

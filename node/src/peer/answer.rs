@@ -10,7 +10,7 @@ use futures_util::stream::{BoxStream, once};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::wire::frame::FrameError;
 use millrace_protocol::wire::message::{
-    Answer, BlobNews, HoldingsNews, Question, ReadChunks, Refusal,
+    Answer, BlobNews, Cause, HoldingsNews, Question, ReadChunks, Refusal,
 };
 use quinn::{RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -190,13 +190,14 @@ impl Exchange {
                 }
                 // The first tick is at once: what takes any time is pending.
                 _ = pending.tick() => {
-                    if self.handler.waits_for_others(question) {
+                    let cause = self.handler.waits_for(question);
+                    if cause != Cause::Work {
                         working = working.map(|_| Instant::now());
                     }
                     if working.is_some_and(|since| since.elapsed() > self.links.config.own_work) {
                         return self.give_up_own_work();
                     }
-                    Some((Answer::Pending, Vec::new()))
+                    Some(plain(Answer::Pending(cause)))
                 }
             };
             let Some(reply) = reply else {

@@ -7,9 +7,11 @@ use bytes::Bytes;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::wire::frame;
 use millrace_protocol::wire::message::{
-    Answer, AskHolds, AskManifest, AskVouch, Holding, Question, RecallTag, Refusal, ResolveTag,
+    Answer, AskHolds, AskManifest, AskVouch, Cause, Holding, Question, RecallTag, Refusal,
+    ResolveTag,
 };
 use quinn::ConnectionError;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::error::PeerError;
@@ -26,6 +28,8 @@ pub(super) struct Asked {
     pub(super) link: Arc<Link>,
     links: Arc<Links>,
     inbox: Inbox,
+    /// What the peer has last said that it waits for.
+    delay: watch::Sender<Cause>,
 }
 
 /// Asks `peer`; the answers are read from what is returned.
@@ -60,6 +64,7 @@ pub(super) async fn ask(
         link,
         links: links.clone(),
         inbox: Inbox::new(receive, silence),
+        delay: watch::Sender::default(),
     })
 }
 
@@ -77,6 +82,11 @@ pub(super) fn kind(question: &Question) -> Kind {
 }
 
 impl Asked {
+    /// Tells each time that the peer says what it waits for.
+    pub(super) fn delays(&self) -> watch::Receiver<Cause> {
+        self.delay.subscribe()
+    }
+
     /// Returns the next answer, over any *pending*; `None` when the peer has ended the stream.
     ///
     /// # Errors
@@ -87,12 +97,18 @@ impl Asked {
         loop {
             let read = self.inbox.message::<Answer>().await;
             match read.map_err(|failure| self.failed(failure))? {
-                Some(Answer::Pending) => {}
+                Some(Answer::Pending(cause)) => {
+                    self.delay.send_replace(cause);
+                }
                 Some(Answer::Refused(refusal)) => {
                     let peer = self.link.peer;
                     return Err(PeerError::Refused { peer, refusal });
                 }
-                other => return Ok(other),
+                other => {
+                    let tell = |cause: &mut Cause| std::mem::take(cause) != Cause::default();
+                    self.delay.send_if_modified(tell);
+                    return Ok(other);
+                }
             }
         }
     }

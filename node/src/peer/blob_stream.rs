@@ -5,7 +5,8 @@ use std::sync::Arc;
 use millrace_protocol::chunk;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Algorithm;
-use millrace_protocol::wire::message::{Answer, BlobNews, OpenBlob, Question};
+use millrace_protocol::wire::message::{Answer, BlobNews, Cause, OpenBlob, Question};
+use tokio::sync::watch;
 
 use super::ask::{self, Asked};
 use super::error::PeerError;
@@ -42,6 +43,11 @@ impl BlobStream {
     /// Returns the peer.
     pub fn peer(&self) -> NodeId {
         self.asked.link.peer
+    }
+
+    /// Tells each time that the peer says what it waits for; while that is a turn, it is not stuck.
+    pub fn delays(&self) -> watch::Receiver<Cause> {
+        self.asked.delays()
     }
 
     /// Returns the next news: first `Opened`, and the values of the chain without gaps; `None`

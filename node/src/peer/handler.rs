@@ -10,8 +10,8 @@ use futures_util::stream::{self, BoxStream};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, MediaType};
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName,
-    Question, ReadChunks, RecallTag, Refusal, ResolveTag,
+    AskHolds, AskManifest, AskVouch, BlobNews, Cause, Holding, HoldingsChange, OpenBlob,
+    OriginName, Question, ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 use tokio::sync::watch;
 
@@ -85,10 +85,10 @@ pub trait Handler: Debug + Send + Sync + 'static {
         Box::pin(stream::pending())
     }
 
-    /// Whether somebody else is waited for now, before there can be a first answer to a question. If
-    /// not for too long, the question is given up: who asks had better ask elsewhere.
-    fn waits_for_others(&self, _question: &Question) -> bool {
-        true
+    /// Says what is waited for now, before there can be a next answer to a question. If that is its own
+    /// work for too long before the first, the question is given up: who asks had better ask elsewhere.
+    fn waits_for(&self, _question: &Question) -> Cause {
+        Cause::Others
     }
 
     /// Names who else may have the chunks, for a peer that finds all upload slots taken.

@@ -23,7 +23,7 @@ use super::raw_key::{self, Admit};
 use crate::cluster::Identity;
 
 /// The protocol and its version, as TLS names it; another version ends in the handshake.
-const ALPN: &[u8] = b"millrace/1";
+const ALPN: &[u8] = b"millrace/2";
 
 /// Name that is dialled. Nobody looks at it: a peer is recognised by its key.
 pub(super) const SERVER_NAME: &str = "millrace";

@@ -33,14 +33,14 @@ pub enum PullError {
     },
     /// As Late, because as many downloads as may run at the upstream do; this one keeps its place.
     #[error(
-        "{upstream} did not get to it within {waited:?}: {limit} downloads are running, as many as its \
-         max_downloads allows; the place in the queue is kept"
+        "{upstream} did not get to it within {waited:?}: {}, as many as its max_downloads allows; the \
+         place in the queue is kept", running(*limit)
     )]
     Crowded {
         /// Name of the upstream.
         upstream: String,
-        /// `max_downloads` of the upstream.
-        limit: usize,
+        /// `max_downloads` of the upstream; `None` if it is another node's.
+        limit: Option<usize>,
         /// How long was waited.
         waited: Duration,
     },
@@ -76,15 +76,17 @@ pub enum PullError {
 }
 
 impl PullError {
-    /// Says that what comes late waits in the queue of this upstream, if that is as long as may be.
-    pub(super) fn in_crowd_of(self, upstream: &Upstream) -> Self {
-        match (self, upstream.crowd()) {
-            (Self::Late { waited }, Some(limit)) => Self::Crowded {
+    /// Says that what comes late waits in the queue of this upstream, if that is as long as may be, or
+    /// it `is_queued` at another node.
+    pub(super) fn in_crowd_of(self, upstream: &Upstream, is_queued: bool) -> Self {
+        let limit = upstream.crowd();
+        match self {
+            Self::Late { waited } if is_queued || limit.is_some() => Self::Crowded {
                 upstream: upstream.name().to_owned(),
                 limit,
                 waited,
             },
-            (error, _) => error,
+            error => error,
         }
     }
 
@@ -121,6 +123,14 @@ impl PullError {
     pub fn is_denial(&self) -> bool {
         matches!(self, Self::Fetch(error) if error.is_denial())
     }
+}
+
+/// Says how many downloads run, if that is known.
+fn running(limit: Option<usize>) -> String {
+    limit.map_or_else(
+        || "another node asks it for as many downloads".to_owned(),
+        |limit| format!("{limit} downloads are running"),
+    )
 }
 
 impl From<StoreError> for PullError {

@@ -20,10 +20,6 @@ use super::segment::SegmentId;
 use super::sink::{Sink, Taken};
 use super::transfer::{Phase, State, Transfer};
 
-/// Time that an upstream has to answer with headers, once it is this request's turn. A client is
-/// answered within its 25 s in any case (contract B5); the fetch keeps its place for the next one.
-const OPEN_PATIENCE: Duration = Duration::from_secs(20);
-
 /// Most bytes that wait for the write before them; then the upstream has to wait. As many are
 /// being written, and the HTTP client's buffers behind them are up to several times as large, for
 /// each of 64 requests at a time.
@@ -102,8 +98,12 @@ impl Feed<'_> {
             repository,
         } = self.origin;
         let digest = &self.transfer.digest;
+        let turn = {
+            let _queued = self.transfer.queue();
+            upstream.blob_turn().await
+        };
         let body = upstream
-            .open_blob_in_turn(repository, digest, position, OPEN_PATIENCE)
+            .open_blob_in_turn(turn, repository, digest, position)
             .await;
         let body = body.map_err(|error| Halt::Origin(error.into()))?;
         self.learn(&body, position)?;

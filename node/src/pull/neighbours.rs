@@ -13,14 +13,14 @@ use std::time::Duration;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::Key;
-use millrace_protocol::wire::message::Role;
+use millrace_protocol::wire::message::{BlobNews, Cause, Role};
 use moka::sync::Cache;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::cluster::View;
-use crate::peer::{Members, PeerError, Peers};
+use crate::peer::{BlobStream, Members, PeerError, Peers};
 use crate::task::Tasks;
 
 use super::config::Config;
@@ -206,6 +206,42 @@ impl Neighbours {
         answer
     }
 
+    /// Waits for the next that a hop says of a blob, as long as it may take; while it says that it
+    /// waits for its turn, it is not stuck.
+    ///
+    /// # Errors
+    /// As [`Neighbours::in_time`].
+    /// # Cancel safety
+    /// No news are lost when dropped.
+    pub(super) async fn news_in_time(
+        &self,
+        hop: Hop,
+        news: &mut BlobStream,
+    ) -> Result<Option<BlobNews>, PeerError> {
+        let Hop { peer, role } = hop;
+        let mut delays = news.delays();
+        let next = news.next();
+        tokio::pin!(next);
+        let mut since = Instant::now();
+        let answer = loop {
+            tokio::select! {
+                news = &mut next => break news,
+                Ok(()) = delays.changed() => {
+                    if *delays.borrow_and_update() == Cause::Turn {
+                        since = Instant::now();
+                    }
+                }
+                () = sleep_until(since + self.hop_patience(role)) => {
+                    break Err(PeerError::Stuck { peer });
+                }
+            }
+        };
+        if matches!(answer, Err(PeerError::Stuck { .. })) {
+            self.leave_alone(peer);
+        }
+        answer
+    }
+
     /// Notes that a hop could not help.
     pub(super) fn passed_over(&self, hop: Hop, error: &PeerError) {
         tracing::debug!(
@@ -300,7 +336,7 @@ mod tests {
             addresses: Vec::new(),
             weight: 1,
             version: String::new(),
-            wire_version: 1,
+            wire_version: millrace_protocol::wire::frame::VERSION,
             load: 0,
             standing: Standing::Alive,
         }

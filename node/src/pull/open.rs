@@ -105,7 +105,8 @@ impl Puller {
             fillers.start(&joined.waiter.transfer, far);
         }
         let confirmed = deadline.for_others(joined.waiter.confirmed()).await;
-        confirmed.map_err(|error| error.in_crowd_of(&origin.upstream))??;
+        let is_queued = joined.waiter.transfer.is_queued();
+        confirmed.map_err(|error| error.in_crowd_of(&origin.upstream, is_queued))??;
         Ok(joined.waiter)
     }
 

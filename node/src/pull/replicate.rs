@@ -111,10 +111,9 @@ impl Replicas {
             peer,
             role: question.role,
         };
-        let opening = self.neighbours.peers.open(peer, question);
-        let mut news = self.neighbours.in_time(hop, opening).await?;
+        let mut news = self.neighbours.peers.open(peer, question).await?;
         // As long as this node listens the other one has a reason to pull.
-        while let Some(news) = self.neighbours.in_time(hop, news.next()).await? {
+        while let Some(news) = self.neighbours.news_in_time(hop, &mut news).await? {
             if news == BlobNews::Whole {
                 break;
             }

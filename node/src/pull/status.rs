@@ -36,6 +36,8 @@ pub struct TransferStatus {
     pub received_bytes: u64,
     /// Whether it cannot be stored and is only passed on.
     pub relayed: bool,
+    /// Whether its turn is waited for: at an upstream, here or at the node that it is taken from.
+    pub queued: bool,
     /// Clients that wait for it.
     pub waiters: usize,
     /// Time since it began.

@@ -23,8 +23,8 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::{Digest, RepositoryName};
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::message::{
-    AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, OriginName,
-    Purpose, Question, ReadChunks, RecallTag, Refusal, ResolveTag,
+    AskHolds, AskManifest, AskVouch, BlobNews, Cause, Holding, HoldingsChange, OpenBlob,
+    OriginName, Purpose, Question, ReadChunks, RecallTag, Refusal, ResolveTag,
 };
 
 use moka::sync::Cache;
@@ -297,17 +297,27 @@ impl Handler for Supplier {
         async move { shared.vouch(question).await }.boxed()
     }
 
-    fn waits_for_others(&self, question: &Question) -> bool {
+    fn waits_for(&self, question: &Question) -> Cause {
+        let inner = &self.shared.puller.inner;
         let key = match question {
-            Question::Open(OpenBlob { digest, .. })
-            | Question::Manifest(AskManifest { digest, .. }) => Key::of_digest(digest),
+            Question::Open(OpenBlob { digest, .. }) => {
+                let transfer = inner.fillers.table.get(digest);
+                if transfer.is_some_and(|transfer| transfer.is_queued()) {
+                    return Cause::Turn;
+                }
+                Key::of_digest(digest)
+            }
+            Question::Manifest(AskManifest { digest, .. }) => Key::of_digest(digest),
             Question::Resolve(ResolveTag { origin, tag, .. }) => {
                 Key::of_tag(&origin.upstream, &origin.repository, tag)
             }
             // They have bounds of their own, or need no answer.
-            _ => return true,
+            _ => return Cause::Others,
         };
-        self.shared.puller.inner.waits.contains(key)
+        match inner.waits.contains(key) {
+            true => Cause::Others,
+            false => Cause::Work,
+        }
     }
 
     fn others(&self, from: NodeId, question: ReadChunks) -> Vec<NodeId> {

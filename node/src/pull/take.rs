@@ -9,16 +9,17 @@ mod lanes;
 mod session;
 mod writes;
 
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
 use millrace_protocol::oci::Digest;
-use millrace_protocol::wire::message::{BlobNews, OpenBlob};
-use tokio::sync::mpsc;
+use millrace_protocol::wire::message::{BlobNews, Cause, OpenBlob};
+use tokio::sync::{mpsc, watch};
 
-use crate::peer::PeerError;
+use crate::peer::{BlobStream, PeerError};
 use crate::store::Provenance;
 use crate::upstream::Subject;
 
@@ -88,20 +89,30 @@ impl Take<'_> {
             zone: self.neighbours.view().zone().to_owned(),
             have: self.transfer.state().checked_chunks(),
         };
-        let opening = async {
-            let mut news = self.neighbours.peers.open(hop.peer, question).await?;
-            let first = news.next().await?;
-            Ok((first, news))
+        let news = match self.neighbours.peers.open(hop.peer, question).await {
+            Ok(news) => news,
+            Err(error) => return Ok(self.passed_over(hop, &error)),
         };
-        match self.neighbours.in_time(hop, opening).await {
-            Ok((
-                Some(BlobNews::Opened {
-                    size,
-                    provenance,
-                    sources,
-                }),
-                news,
-            )) => {
+        let waiting = self.pass_on(news.delays());
+        tokio::select! {
+            ended = self.hear(hop, news, far) => ended,
+            never = waiting => match never {},
+        }
+    }
+
+    /// Takes what is missing through a hop that was asked, as soon as it says that it has it.
+    async fn hear(
+        self,
+        hop: Hop,
+        mut news: BlobStream,
+        far: &mut mpsc::Receiver<u64>,
+    ) -> Result<Ended, Halt> {
+        match self.neighbours.news_in_time(hop, &mut news).await {
+            Ok(Some(BlobNews::Opened {
+                size,
+                provenance,
+                sources,
+            })) => {
                 let provenance = provenance.iter().map(provenance_of).collect();
                 if !self.learn(size, provenance) {
                     return Ok(Ended::PassedOver);
@@ -113,6 +124,17 @@ impl Take<'_> {
             Ok(_) => Ok(Ended::PassedOver),
             Err(error) => Ok(self.passed_over(hop, &error)),
         }
+    }
+
+    /// Says of this transfer what its hop says of its own: that it waits for its turn.
+    async fn pass_on(self, mut delays: watch::Receiver<Cause>) -> Infallible {
+        let mut queued = None;
+        while delays.changed().await.is_ok() {
+            let is_queued = *delays.borrow_and_update() == Cause::Turn;
+            queued = is_queued.then(|| queued.unwrap_or_else(|| self.transfer.queue()));
+        }
+        drop(queued);
+        std::future::pending().await
     }
 
     /// Takes over what a hop states. Returns whether that can be.

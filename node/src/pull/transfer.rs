@@ -6,6 +6,7 @@
 mod state;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::Refusal;
@@ -40,7 +41,13 @@ pub(super) struct Transfer {
     rank: watch::Sender<Rank>,
     candidates: Mutex<Candidates>,
     far: mpsc::Sender<u64>,
+    /// How many of those who work for it wait for their turn.
+    queued: AtomicUsize,
 }
+
+/// Someone who waits for a turn, for a transfer; dropping it ends the wait.
+#[derive(Debug)]
+pub(super) struct Queued<'a>(&'a Transfer);
 
 impl Transfer {
     /// Makes a transfer and the filler's end of its queue of far ranges.
@@ -54,6 +61,7 @@ impl Transfer {
             rank: watch::Sender::new(rank),
             candidates: Mutex::default(),
             far,
+            queued: AtomicUsize::new(0),
         };
         (Arc::new(transfer), far_requests)
     }
@@ -100,6 +108,17 @@ impl Transfer {
     pub(super) async fn raised_above(&self, rank: Rank) {
         // The sender lives in the transfer that is borrowed here.
         let _ = self.rank.subscribe().wait_for(|now| *now > rank).await;
+    }
+
+    /// Notes that a turn is waited for, at an upstream or by the node that it is taken from.
+    pub(super) fn queue(&self) -> Queued<'_> {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        Queued(self)
+    }
+
+    /// Whether a turn is waited for.
+    pub(super) fn is_queued(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<State> {
@@ -149,6 +168,7 @@ impl Transfer {
             size_bytes: state.size,
             received_bytes: written + relayed,
             relayed: window.is_some(),
+            queued: self.is_queued(),
             waiters: *self.waiters.borrow(),
             age_seconds: self.started.elapsed().as_secs(),
         }
@@ -215,6 +235,12 @@ impl Waiter {
             .as_ref()
             .and_then(|own| candidates.find(own));
         refusal::refusal(origin, error)
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -306,7 +306,7 @@ mod tests {
     fn who_is_queued_is_told_when_to_ask_again_and_which_setting_it_is() {
         let crowded = PullError::Crowded {
             upstream: "docker.io".to_owned(),
-            limit: 512,
+            limit: Some(512),
             waited: Duration::from_secs(20),
         };
         let failure = Failure::Pull(Wanted::Blob, crowded);

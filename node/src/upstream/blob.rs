@@ -19,7 +19,11 @@ use super::attempt::Request;
 use super::error::{Defect, FetchError, Outage, Subject};
 use super::fetch::Answer;
 use super::metrics::Kind;
-use super::turns::DownloadTurn;
+use super::turns::{DownloadTurn, Turn};
+
+/// Time that an upstream has to answer with headers, once it is a blob's turn. A client is answered
+/// within its 25 s in any case (contract B5); the fetch keeps its place for the next one.
+const OPEN_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The body of a blob, as it comes from the upstream.
 ///
@@ -60,14 +64,13 @@ impl Inner {
 
     pub(super) async fn open_blob_in_turn(
         self: &Arc<Self>,
+        turn: Turn,
         repository: &RepositoryName,
         digest: &Digest,
         offset: u64,
-        patience: Duration,
     ) -> Result<BlobBody, FetchError> {
         let request = open_request(repository, digest, offset);
-        let turn = self.turns.take(request.is_for_blob()).await;
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + OPEN_PATIENCE;
         let answer = self.fetch_in(turn, &request, deadline).await?;
         self.body_of(answer, request, offset, deadline).await
     }

@@ -36,7 +36,7 @@ pub(super) struct Turns {
 
 /// The right to run one request, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub struct Turn {
     _slot: OwnedSemaphorePermit,
     /// Beside the slot, where the request is for a blob.
     _blob_slot: Option<OwnedSemaphorePermit>,

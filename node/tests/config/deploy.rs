@@ -170,7 +170,7 @@ fn troubles() -> [PullError; 8] {
     };
     let crowded = PullError::Crowded {
         upstream: "docker.io".to_owned(),
-        limit: 512,
+        limit: Some(512),
         waited: Duration::from_secs(20),
     };
     let incomplete = PullError::Incomplete {

@@ -146,7 +146,7 @@ pub(crate) fn member(id: NodeId, generation: u64, address: SocketAddr) -> Member
         addresses: vec![address],
         weight: 1,
         version: "test".to_owned(),
-        wire_version: 1,
+        wire_version: millrace_protocol::wire::frame::VERSION,
         load: 0,
         standing: Standing::Alive,
     }

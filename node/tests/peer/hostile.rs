@@ -40,7 +40,7 @@ async fn hostile_questions_take_nothing_down() {
     b.members
         .set(vec![b.member(), member(hostile.id, 1, hostile.address())]);
     let connection = hostile
-        .connect(b.address(), b"millrace/1")
+        .connect(b.address(), b"millrace/2")
         .await
         .expect("a member");
     let good = frame::encode(&Question::Holds(holds(&[]))).expect("within bounds");
@@ -50,9 +50,9 @@ async fn hostile_questions_take_nothing_down() {
     );
 
     let mut other_version = good.clone();
-    other_version[0] = 2;
+    other_version[0] = frame::VERSION + 1;
     assert_eq!(answer_to(&connection, &other_version, true).await, VERSION);
-    let oversized = [1, 0xff, 0xff, 0xff, 0xff, 0];
+    let oversized = [frame::VERSION, 0xff, 0xff, 0xff, 0xff, 0];
     assert_eq!(answer_to(&connection, &oversized, false).await, MALFORMED);
     let truncated = &good[..good.len() - 1];
     assert_eq!(answer_to(&connection, truncated, true).await, MALFORMED);
@@ -61,14 +61,14 @@ async fn hostile_questions_take_nothing_down() {
     assert_eq!(answer_to(&connection, &replayed, true).await, MALFORMED);
     let an_answer = frame::encode(&Answer::Done).expect("within bounds");
     assert_eq!(answer_to(&connection, &an_answer, true).await, MALFORMED);
-    let billion = [1, 0, 0, 0, 10, 5, 253, 0, 0, 0, 0, 0, 0, 0, 64];
+    let billion = [frame::VERSION, 0, 0, 0, 10, 5, 253, 0, 0, 0, 0, 0, 0, 0, 64];
     assert_eq!(answer_to(&connection, &billion, true).await, MALFORMED);
     for seed in 0..200_u32 {
         let noise = seed.wrapping_mul(0x9e37_79b9).to_be_bytes().repeat(9);
         answer_to(&connection, &noise, true)
             .await
             .expect_err("noise");
-        let framed = [&[1, 0, 0, 0, 36], &noise[..]].concat();
+        let framed = [&[frame::VERSION, 0, 0, 0, 36], &noise[..]].concat();
         answer_to(&connection, &framed, true)
             .await
             .expect_err("noise");
@@ -84,7 +84,7 @@ async fn hostile_questions_take_nothing_down() {
 async fn ten_thousand_streams_of_one_peer_do_not_starve_another() {
     let (b, hostile, c) = with_hostile(&quick());
     let connection = hostile
-        .connect(b.address(), b"millrace/1")
+        .connect(b.address(), b"millrace/2")
         .await
         .expect("a member");
     // As many as it is allowed, and it never asks anything.
@@ -123,7 +123,7 @@ async fn another_version_ends_in_the_handshake() {
     b.members
         .set(vec![b.member(), member(other.id, 1, other.address())]);
     let error = other
-        .connect(b.address(), b"millrace/2")
+        .connect(b.address(), b"millrace/1")
         .await
         .expect_err("refused");
     let text = error.to_string();
@@ -220,9 +220,9 @@ async fn answers_that_do_not_fit_are_refused() {
         std::error::Error::source(&error)
             .expect("a source")
             .to_string(),
-        "peer speaks version 7 of the peer protocol, this node speaks 1"
+        "peer speaks version 7 of the peer protocol, this node speaks 2"
     );
-    let error = made_of(&question, &[1, 0xff, 0, 0, 0]).await;
+    let error = made_of(&question, &[frame::VERSION, 0xff, 0, 0, 0]).await;
     assert!(matches!(error, PeerError::Frame { .. }), "{error}");
 }
 
@@ -286,7 +286,7 @@ async fn holdings_that_are_replayed_or_reordered_are_not_believed() {
         );
     }
     let fitting = [began(0), have(1), in_sync(2), have(3), began(4), in_sync(5)];
-    let cut = [&frames(&fitting)[..], &[1, 0]].concat();
+    let cut = [&frames(&fitting)[..], &[frame::VERSION, 0]].concat();
     let error = made_of(&Question::Follow, &cut).await;
     assert!(matches!(error, PeerError::BrokenOff { .. }), "{error}");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use millrace::cluster::Member;
 use millrace::peer::{DialError, PeerError};
+use millrace_protocol::wire::frame;
 use tokio::time::Instant;
 
 use super::fake::{Blob, Node, eventually, introduce, member, quick};
@@ -121,18 +122,20 @@ async fn who_speaks_another_version_is_named_and_not_dialled() {
         wire_version,
         ..member(b.id, generation, b.address())
     };
-    a.members.set(vec![a.member(), announced(1, 2)]);
+    a.members
+        .set(vec![a.member(), announced(1, frame::VERSION + 1)]);
     b.members.set(vec![a.member(), b.member()]);
     ask(&a, b.id).await.expect_err("another version");
     assert!(!a.peers.is_reachable(&b.id));
     let status = a.peers.status();
     let named = status.peers[0].unreachable.as_ref().expect("named");
-    let reason = "it speaks version 2 of the peer protocol, this node speaks 1";
+    let reason = "it speaks version 3 of the peer protocol, this node speaks 2";
     assert_eq!(named.reason, reason);
     assert_eq!(b.peers.status().peers.len(), 0, "nobody has come");
 
     // It was replaced by a release that speaks this node's.
-    a.members.set(vec![a.member(), announced(2, 1)]);
+    a.members
+        .set(vec![a.member(), announced(2, frame::VERSION)]);
     eventually("it is tried again", || a.peers.is_reachable(&b.id)).await;
     ask(&a, b.id).await.expect("answered");
 }

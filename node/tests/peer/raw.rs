@@ -30,7 +30,7 @@ impl Raw {
         let provider = Arc::new(default_provider());
         let tls = raw_key::server_config(provider, key.clone(), Anybody);
         let mut tls = tls.expect("TLS 1.3");
-        tls.alpn_protocols = vec![b"millrace/1".to_vec()];
+        tls.alpn_protocols = vec![b"millrace/2".to_vec()];
         let crypto = QuicServerConfig::try_from(tls).expect("a suite");
         let server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

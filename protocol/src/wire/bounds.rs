@@ -72,7 +72,7 @@ impl Answer {
     /// [`BrokenBound`] names the first that does not hold.
     pub fn check_bounds(&self) -> Check {
         match self {
-            Self::Pending | Self::Done | Self::NotYet | Self::Absent | Self::Vouched { .. } => {
+            Self::Pending(_) | Self::Done | Self::NotYet | Self::Absent | Self::Vouched { .. } => {
                 Ok(())
             }
             Self::Blob(news) => news.check_bounds(),

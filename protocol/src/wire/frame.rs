@@ -17,7 +17,7 @@ use super::bounds::BrokenBound;
 use super::message::{Answer, Question};
 
 /// The version of the peer protocol that this build speaks; the first byte of each frame.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Bytes before a message: the version and the message's length.
 pub const HEADER_BYTES: usize = 1 + 4;

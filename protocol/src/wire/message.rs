@@ -187,11 +187,24 @@ pub struct AskVouch {
     pub max_age_ms: u64,
 }
 
+/// What an answer waits for that is not there yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Cause {
+    /// The work of the node that was asked.
+    #[default]
+    Work,
+    /// An upstream that was asked, or another node.
+    Others,
+    /// A turn: as much is asked of the upstream as may be, or made at a time. It is nobody's fault, and
+    /// takes as long as there is a queue.
+    Turn,
+}
+
 /// What comes back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// It is being worked on; sent at once and every second.
-    Pending,
+    Pending(Cause),
     /// News of a blob.
     Blob(BlobNews),
     /// A chunk, whose bytes follow this frame.

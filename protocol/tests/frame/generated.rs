@@ -6,7 +6,7 @@ use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use millrace_protocol::placement::Key;
 use millrace_protocol::wire::frame::{self, HEADER_BYTES};
 use millrace_protocol::wire::message::{
-    Answer, AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, MAX_ORIGINS,
+    Answer, AskHolds, AskManifest, AskVouch, BlobNews, Cause, Holding, HoldingsChange, MAX_ORIGINS,
     MAX_READ_CHUNKS, MAX_SOURCES, OpenBlob, OriginName, Purpose, Question, RateLimit, ReadChunks,
     RecallTag, Refusal, ResolveTag, Role,
 };
@@ -196,7 +196,7 @@ fn any_change() -> impl Strategy<Value = HoldingsChange> {
 
 fn any_answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
-        Just(Answer::Pending),
+        Just(Answer::Pending(Cause::Turn)),
         any_news().prop_map(Answer::Blob),
         (0..MAX_CHUNKS, 1..=1_u32 << 18)
             .prop_map(|(index, length)| Answer::Chunk { index, length }),

@@ -6,8 +6,8 @@ use millrace_protocol::chunk::{CHUNK_BYTES, ChainValue};
 use millrace_protocol::oci::{Algorithm, MediaType};
 use millrace_protocol::wire::frame::{self, Message};
 use millrace_protocol::wire::message::{
-    Answer, AskHolds, AskManifest, AskVouch, BlobNews, Holding, HoldingsChange, OpenBlob, Purpose,
-    Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
+    Answer, AskHolds, AskManifest, AskVouch, BlobNews, Cause, Holding, HoldingsChange, OpenBlob,
+    Purpose, Question, ReadChunks, RecallTag, Refusal, ResolveTag, Role,
 };
 
 use super::body::read_one;
@@ -60,7 +60,9 @@ pub(super) fn golden_questions() -> Vec<Question> {
 
 fn golden_answers() -> Vec<Answer> {
     vec![
-        Answer::Pending,
+        Answer::Pending(Cause::Work),
+        Answer::Pending(Cause::Others),
+        Answer::Pending(Cause::Turn),
         Answer::Blob(BlobNews::Opened {
             size: 3 * CHUNK_BYTES,
             provenance: vec![origin()],

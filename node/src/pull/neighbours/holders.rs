@@ -195,8 +195,10 @@ impl Neighbours {
                 have: 0,
             };
             let role = question.role;
-            let opening = async { self.peers.open(peer, question).await?.next().await };
-            let opened = self.in_time(Hop { peer, role }, opening).await;
+            let Ok(mut news) = self.peers.open(peer, question).await else {
+                continue;
+            };
+            let opened = self.news_in_time(Hop { peer, role }, &mut news).await;
             if let Ok(Some(BlobNews::Opened {
                 size, provenance, ..
             })) = opened

@@ -15,7 +15,7 @@ use millrace_protocol::chunk::{self, ChainValue};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::transfer::{Step, Taking};
-use millrace_protocol::wire::message::{BlobNews, ReadChunks};
+use millrace_protocol::wire::message::{BlobNews, Cause, ReadChunks};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -42,6 +42,8 @@ pub(super) struct Session<'a> {
     take: Take<'a>,
     hop: Hop,
     news: Option<BlobStream>,
+    /// What the hop says that it waits for.
+    delays: watch::Receiver<Cause>,
     size: u64,
     /// From when on `taking` counts time.
     began: Instant,
@@ -88,6 +90,7 @@ impl<'a> Session<'a> {
         let mut session = Self {
             take,
             hop,
+            delays: news.delays(),
             news: Some(news),
             size,
             began: Instant::now(),
@@ -146,6 +149,11 @@ impl<'a> Session<'a> {
                         return Ok(ended);
                     }
                     self.confirm()?;
+                }
+                Ok(()) = self.delays.changed() => {
+                    if *self.delays.borrow_and_update() == Cause::Turn {
+                        self.got_on = Instant::now();
+                    }
                 }
                 (stream, event) = resolve(self.reading.as_mut()), if self.room.is_some() => {
                     self.reading = None;
