@@ -24,6 +24,7 @@ mod outbox;
 pub mod raw_key;
 mod status;
 mod tls;
+mod uploads;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

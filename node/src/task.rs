@@ -40,6 +40,11 @@ impl Tasks {
         self.stopping.clone().cancelled_owned()
     }
 
+    /// Whether the daemon has begun to stop.
+    pub fn are_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+
     /// Asks all tasks to stop and waits at most `patience` for them.
     ///
     /// Returns the number of tasks that were still running then.

@@ -20,6 +20,7 @@ async fn opened(node: &Node, at: &Node, digest: &Digest) -> BlobStream {
         origins: Vec::new(),
         zone: "a".to_owned(),
         have: 0,
+        copy: false,
     };
     let mut news = node.peers.open(at.id, question).await.expect("asked");
     let first = news.next().await.expect("news");
@@ -42,6 +43,7 @@ async fn who_finds_all_slots_taken_is_sent_to_those_who_came_before() {
             first: 0,
             count: 1,
             far: false,
+            copy: false,
         };
         source.supplier.others(node.id, question)
     };

@@ -120,6 +120,7 @@ async fn ask_all(peers: &Peers, peer: NodeId, said: &Record, blob: Digest, manif
                     origins: origins.clone(),
                     zone: "a".to_owned(),
                     have: 0,
+                    copy: false,
                 };
                 let mut news = peers.open(peer, question).await.expect("it answers");
                 said.answer(&news.next().await);

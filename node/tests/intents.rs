@@ -54,6 +54,7 @@ impl Content {
                     origins: Vec::new(),
                     zone: "a".to_owned(),
                     have: 0,
+                    copy: false,
                 };
                 let mut news = peers.open(node, question).await.expect("asked");
                 news.next().await.err()

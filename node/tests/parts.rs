@@ -82,6 +82,7 @@ async fn what_came_from_who_was_wrong_is_neither_counted_nor_given() {
             origins: Vec::new(),
             zone: "a".to_owned(),
             have: 0,
+            copy: false,
         };
         let mut news = behind.peers.open(node.id, question).await.expect("asked");
         match news.next().await {

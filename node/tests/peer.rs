@@ -36,6 +36,7 @@ fn open(digest: Digest) -> OpenBlob {
         origins: vec![origin()],
         zone: "a".to_owned(),
         have: 0,
+        copy: false,
     }
 }
 
@@ -45,6 +46,7 @@ fn read(digest: Digest, first: u32, count: u32) -> ReadChunks {
         first,
         count,
         far: false,
+        copy: false,
     }
 }
 

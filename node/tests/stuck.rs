@@ -171,6 +171,7 @@ async fn a_taker_is_not_left_for_what_it_got_behind_its_part() {
         origins: vec![corp()],
         zone: "a".to_owned(),
         have: 2,
+        copy: false,
     };
     let opened = async {
         let mut news = taker.peers.open(node.id, question).await.expect("asked");

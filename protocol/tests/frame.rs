@@ -131,6 +131,7 @@ fn questions_keep_their_bounds() {
             origins: vec![origin(); origins],
             zone: "z".repeat(zone),
             have: u32::MAX,
+            copy: false,
         })
     };
     assert!(frame::encode(&open(MAX_ORIGINS, MAX_NAME_BYTES)).is_ok());
@@ -143,6 +144,7 @@ fn questions_keep_their_bounds() {
             first,
             count,
             far: true,
+            copy: false,
         })
     };
     assert!(frame::encode(&read(MAX_CHUNKS - MAX_READ_CHUNKS, MAX_READ_CHUNKS)).is_ok());

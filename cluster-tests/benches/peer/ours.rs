@@ -75,6 +75,7 @@ async fn receive_chunks(
         origins: Vec::new(),
         zone: String::new(),
         have: 0,
+        copy: false,
     };
     let mut news = peers.open(sender, question).await?;
     let Some(BlobNews::Opened { size, .. }) = news.next().await? else {
@@ -91,6 +92,7 @@ async fn receive_chunks(
                 first,
                 count,
                 far: false,
+                copy: false,
             },
         )
     });

@@ -13,7 +13,6 @@ use millrace_protocol::wire::message::{
     Answer, BlobNews, Cause, HoldingsNews, Question, ReadChunks, Refusal,
 };
 use quinn::{RecvStream, SendStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{Span, debug};
 
@@ -24,6 +23,7 @@ use super::link::Link;
 use super::links::Links;
 use super::metrics::Reject;
 use super::outbox::{Code, Outbox, WriteFailure};
+use super::uploads::{Upload, Uploads};
 
 /// An answer and the bytes behind it.
 type Reply = (Answer, Vec<Bytes>);
@@ -32,23 +32,20 @@ type Reply = (Answer, Vec<Bytes>);
 #[derive(Debug)]
 pub(super) struct Answerer {
     handler: Arc<dyn Handler>,
-    uploads: Arc<Semaphore>,
-    /// How many uploads there are.
-    slots: usize,
+    uploads: Uploads,
 }
 
 impl Answerer {
     pub(super) fn new(handler: Arc<dyn Handler>, uploads: usize) -> Self {
         Self {
             handler,
-            uploads: Arc::new(Semaphore::new(uploads)),
-            slots: uploads,
+            uploads: Uploads::new(uploads),
         }
     }
 
     /// Returns how many upload slots are taken.
     pub(super) fn uploads_taken(&self) -> usize {
-        self.slots.saturating_sub(self.uploads.available_permits())
+        self.uploads.taken()
     }
 
     /// Answers on one stream, in a task of its own; QUIC bounds how many there are.
@@ -75,7 +72,7 @@ struct Exchange {
     inbox: Inbox,
     outbox: Outbox,
     handler: Arc<dyn Handler>,
-    uploads: Arc<Semaphore>,
+    uploads: Uploads,
     links: Arc<Links>,
     link: Arc<Link>,
 }
@@ -111,10 +108,7 @@ impl Exchange {
     }
 
     /// Lets the handler answer; a slot, where one is needed, is held until all is sent.
-    fn replies(
-        &self,
-        question: Question,
-    ) -> (BoxStream<'static, Reply>, Option<OwnedSemaphorePermit>) {
+    fn replies(&self, question: Question) -> (BoxStream<'static, Reply>, Option<Upload>) {
         let (handler, from) = (&self.handler, self.link.peer);
         if !matches!(question, Question::Read(_)) {
             self.outbox.hurry();
@@ -160,8 +154,8 @@ impl Exchange {
         &self,
         from: NodeId,
         question: ReadChunks,
-    ) -> (BoxStream<'static, Reply>, Option<OwnedSemaphorePermit>) {
-        let Ok(slot) = self.uploads.clone().try_acquire_owned() else {
+    ) -> (BoxStream<'static, Reply>, Option<Upload>) {
+        let Some(slot) = self.uploads.try_take(question.copy) else {
             self.links.metrics.rejected(Reject::Busy);
             let ask = self.handler.others(from, question);
             let busy = async { plain(Answer::Busy { ask }) };

@@ -125,8 +125,14 @@ impl Borrow<'_> {
         far: &mut mpsc::Receiver<u64>,
     ) -> Result<bool, PullError> {
         let role = Role::Holder;
-        let ended = self.through(Hop { peer, role }, Rank::Home, far).await?;
-        Ok(matches!(ended, Ended::Complete))
+        loop {
+            match self.through(Hop { peer, role }, Rank::Home, far).await? {
+                Ended::Complete => return Ok(true),
+                Ended::PassedOver => return Ok(false),
+                // There is no greater rank: somebody waits for it now.
+                Ended::Raised => {}
+            }
+        }
     }
 
     async fn through(
@@ -140,6 +146,7 @@ impl Borrow<'_> {
             sink: self.sink,
             neighbours: self.neighbours,
             rank,
+            is_copy: !self.transfer.is_awaited(),
         };
         match take.through(hop, far).await {
             Ok(ended) => Ok(ended),

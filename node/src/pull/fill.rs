@@ -94,7 +94,7 @@ impl Fillers {
 struct Filler {
     shared: Fillers,
     transfer: Arc<Transfer>,
-    /// Among the orphans, while it is one: until what it has is kept.
+    /// Among the orphans or copies, while it is one: until what it has is kept.
     place: Mutex<Option<Place>>,
 }
 
@@ -129,27 +129,65 @@ impl Filler {
     /// Asks other nodes, then origins, until what is missing is here.
     async fn fill(&self, far: &mut mpsc::Receiver<u64>) -> Result<(), PullError> {
         loop {
+            self.admitted().await?;
             let sink = self.open_sink().await?;
-            match self.supply(&sink, far).await {
+            let supplied = match self.supply(&sink, far).await {
                 Ok(true) => return self.finish(&sink).await,
-                Ok(false) => {}
                 Err(error) if error.is_corrupt() => {
                     sink.stop_storing().await;
                     return Err(error);
                 }
-                Err(error) => {
-                    self.suspend(&sink).await;
-                    return Err(error);
-                }
-            }
+                supplied => supplied,
+            };
             // What is here is kept before the transfer leaves the table, so that the next one
-            // finds it; whoever joined meanwhile with another origin is served from it, too.
+            // finds it; whoever joined meanwhile is served from it, too.
             self.suspend(&sink).await;
-            self.shared.table.next_candidate(&self.transfer)?;
+            match supplied {
+                Err(PullError::Stopped) => self.leave()?,
+                Err(error) => return Err(error),
+                Ok(_) => drop(self.shared.table.next_candidate(&self.transfer)?),
+            }
             if sink.is_relaying() {
                 // What was relayed is gone and cannot be hashed again: whoever asks next begins.
                 return Err(PullError::Stopped);
             }
+        }
+    }
+
+    /// Waits for a place, where this is for a copy and as long as it is nothing more.
+    ///
+    /// # Errors
+    /// It is to make way before it has begun.
+    async fn admitted(&self) -> Result<(), PullError> {
+        let mut waiters = self.transfer.watch_waiters();
+        loop {
+            let _queued = self.transfer.queue();
+            tokio::select! {
+                biased;
+                () = self.transfer.awaited() => return Ok(()),
+                place = self.shared.orphans.enter_copy() => {
+                    *self.place.lock() = Some(place);
+                    return Ok(());
+                }
+                () = self.shared.orphans.pressed() => {}
+                () = self.shared.tasks.stopping() => {}
+                // An error cannot be: the transfer is here.
+                _ = waiters.wait_for(|waiters| *waiters == 0) => {}
+            }
+            self.leave()?;
+        }
+    }
+
+    /// Ends the transfer, which is to make way, unless somebody waits for it by now.
+    ///
+    /// # Errors
+    /// It has ended.
+    fn leave(&self) -> Result<(), PullError> {
+        let is_over = self.shared.tasks.are_stopping() || self.shared.table.leave(&self.transfer);
+        if is_over {
+            Err(PullError::Stopped)
+        } else {
+            Ok(())
         }
     }
 
@@ -164,6 +202,9 @@ impl Filler {
             && self.borrow(neighbours, sink, far).await?
         {
             return Ok(true);
+        }
+        if !self.transfer.is_awaited() {
+            return Err(PullError::Stopped);
         }
         loop {
             let candidate = self.transfer.candidates().next();
@@ -285,6 +326,8 @@ impl Filler {
 
     /// Resolves when the fill should stop although it could go on: the node stops, or nobody
     /// waits and there are too many such fills, or others need the room.
+    ///
+    /// Who makes a copy waits for nothing, so it makes way as an orphan does.
     async fn unneeded(&self, sink: &Sink) -> PullError {
         let stopping = self.shared.tasks.stopping();
         tokio::select! {
@@ -298,16 +341,21 @@ impl Filler {
         let mut waiters = self.transfer.watch_waiters();
         loop {
             let pressed = self.shared.orphans.pressed();
+            let is_awaited = self.transfer.is_awaited();
             let is_orphan = *waiters.borrow_and_update() == 0;
-            if is_orphan && (sink.is_relaying() || !self.has_place()) {
+            let is_spare = is_orphan || !is_awaited;
+            if is_spare && sink.is_relaying() {
                 return;
             }
-            if !is_orphan {
+            if is_orphan && !(is_awaited && self.has_place()) {
+                return;
+            }
+            if !is_spare {
                 *self.place.lock() = None;
             }
             tokio::select! {
                 changed = waiters.changed() => if changed.is_err() { return },
-                () = pressed, if is_orphan => return,
+                () = pressed, if is_spare => return,
             }
         }
     }

@@ -32,6 +32,8 @@ pub(super) struct Share {
     /// The chunk that is this take's own.
     own: Arc<Semaphore>,
     _first: OwnedSemaphorePermit,
+    /// Whether nobody waits for what is taken.
+    is_copy: bool,
 }
 
 /// The right to hold a chunk, until it is dropped.
@@ -63,10 +65,21 @@ impl Memory {
                 first.expect("the semaphore is never closed")
             }
         };
+        self.with(first, false)
+    }
+
+    /// Lets a take hold its first chunk that nobody waits for; `None` where it would have to wait.
+    pub(super) fn copy_share(&self) -> Option<Share> {
+        let first = Arc::clone(&self.chunks).try_acquire_owned().ok()?;
+        Some(self.with(first, true))
+    }
+
+    fn with(&self, first: OwnedSemaphorePermit, is_copy: bool) -> Share {
         Share {
             memory: self.clone(),
             own: Arc::new(Semaphore::new(1)),
             _first: first,
+            is_copy,
         }
     }
 
@@ -94,8 +107,12 @@ impl Share {
         permit.ok().map(|permit| Room { _permit: permit })
     }
 
-    /// Returns room beyond that if nobody needs it more.
+    /// Returns room beyond that if nobody needs it more: for a copy only out of what is more than half.
     pub(super) fn more(&self) -> Option<Room> {
+        let free = self.memory.chunks.available_permits();
+        if self.is_copy && free <= MAX_CHUNKS / 2 {
+            return None;
+        }
         self.memory.try_room(1)
     }
 }
@@ -143,6 +160,20 @@ mod tests {
         assert_eq!(memory.waiting(), 0);
         drop(first);
         assert!(second.more().is_some());
+    }
+
+    #[test]
+    fn a_copy_takes_nothing_that_others_may_need() {
+        let (memory, taken) = left(MAX_CHUNKS / 2 + 2);
+        let copy = memory.copy_share().expect("free");
+        let extra = copy.more().expect("more than half is free");
+        assert!(copy.more().is_none());
+        let other = memory.share().now_or_never().expect("free");
+        assert!(other.more().is_some());
+        drop(extra);
+        drop(taken);
+        let (memory, _taken) = left(0);
+        assert!(memory.copy_share().is_none(), "it does not wait");
     }
 
     #[test]

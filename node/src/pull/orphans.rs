@@ -1,4 +1,5 @@
-//! Fills that go on although nobody waits for them: few, and the first to make way.
+//! Fills that go on although nobody waits for them: few, and the first to make way. Those are orphans,
+//! whose clients have left, and copies, which another node asks for as such.
 //!
 //! Who lacks disk room or memory for what somebody waits for presses them. They become resumable
 //! parts then, whose room may be had. How a fill is suspended is `fill`'s.
@@ -9,20 +10,24 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// Most fills that go on without anybody waiting for them.
+/// Most orphans.
 const MAX_ORPHANS: u32 = 8;
+
+/// Most copies that are made at a time; further ones wait.
+const MAX_COPIES: u32 = 8;
 
 /// How long they are waited for to make way: they finish a write, and flush nothing.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The orphans of a node; clones share them.
+/// The orphans and copies of a node; clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Orphans {
     places: Arc<Semaphore>,
+    copies: Arc<Semaphore>,
     pressure: Arc<Notify>,
 }
 
-/// The place of one of them, until it is dropped.
+/// The place of an orphan or a copy, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
@@ -32,19 +37,31 @@ impl Default for Orphans {
     fn default() -> Self {
         Self {
             places: Arc::new(Semaphore::new(MAX_ORPHANS as usize)),
+            copies: Arc::new(Semaphore::new(MAX_COPIES as usize)),
             pressure: Arc::default(),
         }
     }
 }
 
 impl Orphans {
-    /// Takes a place; `None` when there are enough of them.
+    /// Takes a place for an orphan; `None` when there are enough of them.
     pub(super) fn enter(&self) -> Option<Place> {
         let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
         Some(Place { _permit: permit })
     }
 
-    /// Resolves when all who have a place are to make way; for what is said after this call.
+    /// Waits for a place for a copy, behind all who asked before.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the place in the queue.
+    pub(super) async fn enter_copy(&self) -> Place {
+        let permit = Arc::clone(&self.copies).acquire_owned().await;
+        Place {
+            _permit: permit.expect("the semaphore is never closed"),
+        }
+    }
+
+    /// Resolves when all who have a place, or wait for one,  are to make way; for what is said after this call.
     pub(super) fn pressed(&self) -> impl Future<Output = ()> + '_ {
         self.pressure.notified()
     }
@@ -59,12 +76,19 @@ impl Orphans {
     /// # Cancel safety
     /// They make way all the same.
     pub(super) async fn make_way(&self) -> bool {
-        if self.places.available_permits() == MAX_ORPHANS as usize {
+        let no_orphans = self.places.available_permits() == MAX_ORPHANS as usize;
+        let no_copies = self.copies.available_permits() == MAX_COPIES as usize;
+        if no_orphans && no_copies {
             return false;
         }
         self.press();
+        let gone = async {
+            let orphans = self.places.acquire_many(MAX_ORPHANS);
+            let copies = self.copies.acquire_many(MAX_COPIES);
+            tokio::join!(orphans, copies)
+        };
         // Whatever has become of them, it is looked once more whether there is room.
-        let _ = timeout(PATIENCE, self.places.acquire_many(MAX_ORPHANS)).await;
+        let _ = timeout(PATIENCE, gone).await;
         true
     }
 }

@@ -106,6 +106,7 @@ impl Replicas {
             origins,
             zone: self.neighbours.view().zone().to_owned(),
             have: 0,
+            copy: true,
         };
         let hop = Hop {
             peer,

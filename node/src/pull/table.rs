@@ -25,6 +25,8 @@ pub(super) struct Want {
     pub(super) rank: Rank,
     /// Who wants it has some already, so others may have more than is here.
     pub(super) begun_elsewhere: bool,
+    /// Nobody waits for it: it is to be a further copy.
+    pub(super) is_copy: bool,
 }
 
 impl Want {
@@ -32,6 +34,7 @@ impl Want {
     pub(super) const CLIENT: Self = Self {
         rank: Rank::Node,
         begun_elsewhere: false,
+        is_copy: false,
     };
 }
 
@@ -61,7 +64,7 @@ impl Table {
         }
         transfer.raise(want.rank);
         Joined {
-            waiter: transfer.join(origins),
+            waiter: transfer.join(origins, want.is_copy),
             begun,
         }
     }
@@ -95,6 +98,17 @@ impl Table {
             .last_error()
             .cloned()
             .unwrap_or(PullError::Unconfigured))
+    }
+
+    /// Takes a transfer out that is to make way, unless somebody waits for it by now. Returns whether
+    /// it is out.
+    pub(super) fn leave(&self, transfer: &Arc<Transfer>) -> bool {
+        let mut transfers = self.transfers.lock();
+        let is_needed = transfer.is_awaited() && transfer.has_waiters();
+        if !is_needed {
+            transfers.remove(&transfer.digest);
+        }
+        !is_needed
     }
 
     /// Takes a transfer out whose blob is stored, or was relayed to the end.

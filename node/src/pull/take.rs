@@ -44,6 +44,8 @@ pub(super) struct Take<'a> {
     pub(super) neighbours: &'a Neighbours,
     /// As what this node takes it; when the transfer is raised above, the hop is let go.
     pub(super) rank: Rank,
+    /// Whether it is for a copy alone; when somebody waits for it, the hop is asked anew.
+    pub(super) is_copy: bool,
 }
 
 /// How taking from one hop ended.
@@ -53,7 +55,8 @@ pub(super) enum Ended {
     Complete,
     /// The hop could not help, or not to the end; another may.
     PassedOver,
-    /// This node has to act in a greater rank and may not wait for the hop any more.
+    /// This node has to act in a greater rank and may not wait for the hop any more, or somebody waits
+    /// for what was taken for a copy.
     Raised,
 }
 
@@ -72,6 +75,7 @@ impl Take<'_> {
         let ended = tokio::select! {
             ended = self.open(hop, far) => ended?,
             () = self.transfer.raised_above(self.rank) => Ended::Raised,
+            () = self.transfer.awaited(), if self.is_copy => Ended::Raised,
         };
         if !matches!(ended, Ended::Complete) {
             // Nobody has been told the size that the hop stated, and others may know better.
@@ -88,6 +92,7 @@ impl Take<'_> {
             origins: self.transfer.candidates().origin_names(),
             zone: self.neighbours.view().zone().to_owned(),
             have: self.transfer.state().checked_chunks(),
+            copy: self.is_copy,
         };
         let news = match self.neighbours.peers.open(hop.peer, question).await {
             Ok(news) => news,

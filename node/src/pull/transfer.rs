@@ -38,6 +38,8 @@ pub(super) struct Transfer {
     started: Instant,
     state: watch::Sender<State>,
     waiters: watch::Sender<usize>,
+    /// Whether it was ever wanted for more than a copy.
+    awaited: watch::Sender<bool>,
     rank: watch::Sender<Rank>,
     candidates: Mutex<Candidates>,
     far: mpsc::Sender<u64>,
@@ -58,6 +60,7 @@ impl Transfer {
             started: Instant::now(),
             state: watch::Sender::default(),
             waiters: watch::Sender::default(),
+            awaited: watch::Sender::default(),
             rank: watch::Sender::new(rank),
             candidates: Mutex::default(),
             far,
@@ -66,13 +69,17 @@ impl Transfer {
         (Arc::new(transfer), far_requests)
     }
 
-    /// Adds a waiter and the origins that it named, the one it wants an answer of first.
-    pub(super) fn join(self: &Arc<Self>, origins: &[Origin]) -> Waiter {
+    /// Adds a waiter and the origins that it named, the one it wants an answer of first; one for a copy
+    /// waits for nothing.
+    pub(super) fn join(self: &Arc<Self>, origins: &[Origin], is_copy: bool) -> Waiter {
         let mut candidates = self.candidates.lock();
         for origin in origins {
             candidates.add(origin);
         }
         drop(candidates);
+        if !is_copy {
+            self.awaited.send_replace(true);
+        }
         self.waiters.send_modify(|waiters| *waiters += 1);
         Waiter {
             provenance: origins.first().map(Origin::provenance),
@@ -141,6 +148,21 @@ impl Transfer {
 
     pub(super) fn candidates(&self) -> parking_lot::MutexGuard<'_, Candidates> {
         self.candidates.lock()
+    }
+
+    /// Whether it was ever wanted for more than a copy. If not it makes way for everything else, and is
+    /// no reason to ask an upstream.
+    pub(super) fn is_awaited(&self) -> bool {
+        *self.awaited.borrow()
+    }
+
+    /// Resolves when it is wanted for more than a copy.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub(super) async fn awaited(&self) {
+        // The sender lives in the transfer that is borrowed here.
+        let _ = self.awaited.subscribe().wait_for(|awaited| *awaited).await;
     }
 
     pub(super) fn has_waiters(&self) -> bool {

@@ -103,6 +103,9 @@ pub struct OpenBlob {
     /// it was left by whom it took them from: then others may have more of them than the other node
     /// has.
     pub have: u32,
+    /// Whether nobody waits for it: it is wanted as a further copy. That makes way for everything that
+    /// somebody waits for, and is no reason to ask an upstream.
+    pub copy: bool,
 }
 
 /// Asks for chunks that the other node has, or is about to have.
@@ -117,6 +120,8 @@ pub struct ReadChunks {
     /// Whether somebody waits for them who cannot wait for what lies before: they are to be had out
     /// of order, and may come as [`Answer::FarChunk`].
     pub far: bool,
+    /// Whether nobody waits for them, as in [`OpenBlob`].
+    pub copy: bool,
 }
 
 /// Asks for a manifest by digest.

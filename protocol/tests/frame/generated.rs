@@ -56,32 +56,43 @@ fn any_tag() -> impl Strategy<Value = millrace_protocol::oci::Tag> {
     "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}".prop_map(|tag| tag.parse().expect("valid"))
 }
 
-fn any_question() -> impl Strategy<Value = Question> {
-    let origins = || vec(any_origin(), 0..MAX_ORIGINS);
-    prop_oneof![
-        (any_digest(), any_role(), origins(), ".{0,60}", any::<u32>()).prop_map(
-            |(digest, role, origins, zone, have)| {
-                Question::Open(OpenBlob {
-                    digest,
-                    role,
-                    origins,
-                    zone,
-                    have,
-                })
-            }
-        ),
-        (
-            any_digest(),
-            0..MAX_CHUNKS - 64,
-            1..=MAX_READ_CHUNKS,
-            any::<bool>()
-        )
-            .prop_map(|(digest, first, count, far)| Question::Read(ReadChunks {
+fn any_open() -> impl Strategy<Value = Question> {
+    let origins = vec(any_origin(), 0..MAX_ORIGINS);
+    let marks = any::<(u32, bool)>();
+    (any_digest(), any_role(), origins, ".{0,60}", marks).prop_map(
+        |(digest, role, origins, zone, (have, copy))| {
+            Question::Open(OpenBlob {
+                digest,
+                role,
+                origins,
+                zone,
+                have,
+                copy,
+            })
+        },
+    )
+}
+
+fn any_read() -> impl Strategy<Value = Question> {
+    let marks = any::<(bool, bool)>();
+    (any_digest(), 0..MAX_CHUNKS - 64, 1..=MAX_READ_CHUNKS, marks).prop_map(
+        |(digest, first, count, (far, copy))| {
+            Question::Read(ReadChunks {
                 digest,
                 first,
                 count,
-                far
-            })),
+                far,
+                copy,
+            })
+        },
+    )
+}
+
+fn any_question() -> impl Strategy<Value = Question> {
+    let origins = || vec(any_origin(), 0..MAX_ORIGINS);
+    prop_oneof![
+        any_open(),
+        any_read(),
         (any_digest(), any_role(), origins()).prop_map(|(digest, role, origins)| {
             Question::Manifest(AskManifest {
                 digest,

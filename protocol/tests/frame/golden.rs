@@ -22,12 +22,14 @@ pub(super) fn golden_questions() -> Vec<Question> {
             origins: vec![origin()],
             zone: "fra1".into(),
             have: 300,
+            copy: true,
         }),
         Question::Read(ReadChunks {
             digest: digest(),
             first: 300,
             count: 64,
             far: false,
+            copy: true,
         }),
         Question::Manifest(AskManifest {
             digest: digest(),

@@ -193,6 +193,7 @@ impl Neighbours {
                 origins: Vec::new(),
                 zone: self.view().zone().to_owned(),
                 have: 0,
+                copy: false,
             };
             let role = question.role;
             let Ok(mut news) = self.peers.open(peer, question).await else {

@@ -77,7 +77,8 @@ async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Re
         let slot = shared.far_readers.read(digest).map(Held::Far);
         slot.ok_or(ChunkEvent::Busy { ask: Vec::new() })?
     } else {
-        let slot = shared.takers.read(digest, from, size).map(Held::Near);
+        let slot = shared.takers.read(digest, from, size, question.copy);
+        let slot = slot.map(Held::Near);
         slot.map_err(|ask| ChunkEvent::Busy { ask })?
     };
     let end = question.first.saturating_add(question.count);
@@ -87,6 +88,7 @@ async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Re
         size,
         chunks: question.first..end.min(chunks),
         far: question.far,
+        copy: question.copy,
         _slot: slot,
     })
 }
@@ -123,6 +125,8 @@ struct Reading {
     chunks: Range<u32>,
     /// Whether chunks may be given ahead of the chain.
     far: bool,
+    /// Whether nobody waits for them.
+    copy: bool,
     _slot: Held,
 }
 
@@ -157,7 +161,13 @@ impl Reading {
             Content::Growing { transfer, watch } if self.far => {
                 wait_far(transfer, watch, &range).await
             }
-            Content::Growing { transfer, watch } => wait(transfer, watch, &range).await,
+            Content::Growing { transfer, watch } => {
+                let found = wait(watch, &range).await;
+                if matches!(found, Err(ChunkEvent::NotYet)) && !self.copy {
+                    transfer.hurry(range.start, PATIENCE);
+                }
+                found
+            }
         };
         let Found { file, digest } = match found {
             Ok(found) => found,
@@ -179,11 +189,7 @@ impl Reading {
 }
 
 /// Waits until a range of a growing blob may be given away.
-async fn wait(
-    transfer: &Transfer,
-    watch: &mut watch::Receiver<State>,
-    range: &Range<u64>,
-) -> Result<Found, ChunkEvent> {
+async fn wait(watch: &mut watch::Receiver<State>, range: &Range<u64>) -> Result<Found, ChunkEvent> {
     let here = |state: &State| is_checked(state, range) || is_over(state);
     let patience = if watch.borrow().written.is_empty() {
         FIRST_PATIENCE
@@ -192,7 +198,6 @@ async fn wait(
     };
     let waited = tokio::time::timeout(patience, watch.wait_for(here)).await;
     let Ok(waited) = waited else {
-        transfer.hurry(range.start, patience);
         return Err(ChunkEvent::NotYet);
     };
     let state = waited.map_err(|_| ChunkEvent::Absent)?;

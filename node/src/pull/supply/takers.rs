@@ -25,6 +25,9 @@ const MAX_READERS: usize = 2;
 /// Most readers of one small blob at a time.
 const MAX_SMALL_READERS: usize = 32;
 
+/// Most readers of one blob at a time for whom nobody waits.
+const MAX_COPIERS: usize = 1;
+
 /// Most other takers that one is sent to, the best first.
 const MAX_NAMED: usize = 3;
 
@@ -39,6 +42,8 @@ struct Blob {
     /// In the order in which they came.
     takers: Vec<Taker>,
     readers: usize,
+    /// Readers of what nobody waits for: beside the others, so that they take no place from them.
+    copiers: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +67,7 @@ pub(super) struct Place {
 pub(super) struct Slot {
     takers: Takers,
     digest: Digest,
+    is_copy: bool,
 }
 
 impl Takers {
@@ -90,7 +96,21 @@ impl Takers {
         (place, sources)
     }
 
-    /// Takes a slot for reading.
+    /// Returns whom a node should read from that makes a copy. It is no taker: whoever was sent to it
+    /// would be as slow as it may be.
+    pub(super) fn sources(
+        &self,
+        digest: &Digest,
+        node: NodeId,
+        zone: &str,
+        size: u64,
+    ) -> Vec<NodeId> {
+        let blobs = self.blobs.lock();
+        let blob = blobs.get(digest);
+        blob.map_or_else(Vec::new, |blob| blob.sources(node, zone, size))
+    }
+
+    /// Takes a slot for reading, for a copy or for what somebody waits for.
     ///
     /// # Errors
     /// All are taken: these nodes may have what is wanted.
@@ -99,21 +119,23 @@ impl Takers {
         digest: &Digest,
         node: NodeId,
         size: u64,
+        is_copy: bool,
     ) -> Result<Slot, Vec<NodeId>> {
         let mut blobs = self.blobs.lock();
         let blob = blobs.entry(*digest).or_default();
-        let limit = if size <= SMALL_BYTES {
-            MAX_SMALL_READERS
-        } else {
-            MAX_READERS
+        let limit = match is_copy {
+            true => MAX_COPIERS,
+            false if size <= SMALL_BYTES => MAX_SMALL_READERS,
+            false => MAX_READERS,
         };
-        if blob.readers >= limit {
+        if *blob.readers_of(is_copy) >= limit {
             return Err(blob.before(node));
         }
-        blob.readers += 1;
+        *blob.readers_of(is_copy) += 1;
         Ok(Slot {
             takers: self.clone(),
             digest: *digest,
+            is_copy,
         })
     }
 
@@ -128,7 +150,7 @@ impl Takers {
         let mut blobs = self.blobs.lock();
         if let Some(blob) = blobs.get_mut(digest) {
             change(blob);
-            if blob.takers.is_empty() && blob.readers == 0 {
+            if blob.takers.is_empty() && blob.readers + blob.copiers == 0 {
                 blobs.remove(digest);
             }
         }
@@ -136,6 +158,13 @@ impl Takers {
 }
 
 impl Blob {
+    fn readers_of(&mut self, is_copy: bool) -> &mut usize {
+        match is_copy {
+            true => &mut self.copiers,
+            false => &mut self.readers,
+        }
+    }
+
     fn sources(&self, node: NodeId, zone: &str, size: u64) -> Vec<NodeId> {
         let others = |taker: &&Taker| taker.zone == zone && taker.node != node;
         let others: Vec<NodeId> = self
@@ -175,7 +204,9 @@ impl Drop for Place {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.takers.leave(&self.digest, |blob| blob.readers -= 1);
+        let is_copy = self.is_copy;
+        self.takers
+            .leave(&self.digest, |blob| *blob.readers_of(is_copy) -= 1);
     }
 }
 
@@ -235,23 +266,52 @@ mod tests {
         let (_first, _) = takers.enter(&digest(), node(1), "a", LARGE);
         let (_second, _) = takers.enter(&digest(), node(2), "a", LARGE);
         let (_third, _) = takers.enter(&digest(), node(3), "a", LARGE);
-        let slot = takers.read(&digest(), node(1), LARGE).expect("free");
-        let _other = takers.read(&digest(), node(2), LARGE).expect("free");
-        let busy = takers.read(&digest(), node(3), LARGE).expect_err("taken");
+        let slot = takers.read(&digest(), node(1), LARGE, false).expect("free");
+        let _other = takers.read(&digest(), node(2), LARGE, false).expect("free");
+        let busy = takers
+            .read(&digest(), node(3), LARGE, false)
+            .expect_err("taken");
         assert_eq!(busy, [node(2), node(1)]);
         assert_eq!(
-            takers.read(&digest(), node(1), LARGE).expect_err("taken"),
+            takers
+                .read(&digest(), node(1), LARGE, false)
+                .expect_err("taken"),
             []
         );
         drop(slot);
-        takers.read(&digest(), node(3), LARGE).expect("free again");
+        takers
+            .read(&digest(), node(3), LARGE, false)
+            .expect("free again");
+    }
+
+    #[test]
+    fn a_copy_takes_no_slot_and_no_place_in_the_chain() {
+        let takers = Takers::default();
+        let (_first, _) = takers.enter(&digest(), node(1), "a", LARGE);
+        let named = takers.sources(&digest(), node(2), "a", LARGE);
+        assert_eq!(named, [node(1)]);
+        let (_third, named) = takers.enter(&digest(), node(3), "a", LARGE);
+        assert_eq!(named, [node(1)], "nobody is sent to who makes a copy");
+        let copy = takers.read(&digest(), node(2), LARGE, true).expect("free");
+        takers
+            .read(&digest(), node(4), LARGE, true)
+            .expect_err("one at a time");
+        let _one = takers.read(&digest(), node(1), LARGE, false).expect("free");
+        let _two = takers.read(&digest(), node(3), LARGE, false).expect("free");
+        drop(copy);
+        takers
+            .read(&digest(), node(3), LARGE, false)
+            .expect_err("its slot is no other");
+        takers
+            .read(&digest(), node(4), LARGE, true)
+            .expect("free again");
     }
 
     #[test]
     fn nothing_is_kept_of_who_has_left() {
         let takers = Takers::default();
         let (place, _) = takers.enter(&digest(), node(1), "a", LARGE);
-        let slot = takers.read(&digest(), node(1), LARGE).expect("free");
+        let slot = takers.read(&digest(), node(1), LARGE, false).expect("free");
         drop(place);
         drop(slot);
         assert!(takers.blobs.lock().is_empty());

@@ -104,7 +104,7 @@ impl Asked {
         let digest = &self.question.digest;
         let Some(rank) = Rank::of(self.question.role) else {
             let transfer = fillers.table.get(digest).ok_or(Refusal::Absent)?;
-            return Ok(transfer.join(&[]));
+            return Ok(transfer.join(&[], self.question.copy));
         };
         if let Some(origin) = origins.first() {
             let refused = fillers.negative.check(origin, Wanted::Blob(*digest));
@@ -113,6 +113,7 @@ impl Asked {
         let want = Want {
             rank,
             begun_elsewhere: self.question.have > 0,
+            is_copy: self.question.copy,
         };
         let joined = fillers.table.join(digest, origins, want);
         if let Some(far) = joined.begun {
@@ -133,7 +134,13 @@ impl Asked {
 
     fn opened(self, size: u64, provenance: &[Provenance], content: Content) -> (BlobNews, Telling) {
         let OpenBlob { digest, zone, .. } = &self.question;
-        let (place, sources) = self.shared.takers.enter(digest, self.from, zone, size);
+        let takers = &self.shared.takers;
+        let (place, sources) = if self.question.copy {
+            (None, takers.sources(digest, self.from, zone, size))
+        } else {
+            let (place, sources) = takers.enter(digest, self.from, zone, size);
+            (Some(place), sources)
+        };
         let news = BlobNews::Opened {
             size,
             provenance: provenance.iter().map(refusal::name_of).collect(),
@@ -144,7 +151,7 @@ impl Asked {
             told: 0,
             values: chain_length(size),
             told_whole: false,
-            _place: Some(place),
+            _place: place,
         };
         (news, telling)
     }

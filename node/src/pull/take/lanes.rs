@@ -260,6 +260,7 @@ impl<'a> Lane<'a> {
                     first: chunks.start,
                     count: (chunks.end.min(last) - chunks.start).min(READ_CHUNKS),
                     far: true,
+                    copy: false,
                 };
                 let peers = &self.take.neighbours.peers;
                 self.reading = Some(peers.read(self.hop.peer, question).await.ok()?);

@@ -116,7 +116,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Halt::Transfer`] when what is here turned out to be wrong, or cannot be stored.
     pub(super) async fn run(mut self, far: &mut mpsc::Receiver<u64>) -> Result<Ended, Halt> {
-        let share = self.take.neighbours.memory.share().await;
+        let share = share(self.take).await?;
         self.got_on = Instant::now();
         loop {
             if let Some(stretch) = &self.stretch {
@@ -187,7 +187,10 @@ impl<'a> Session<'a> {
     /// Leaves a hop that lives and says *not yet* and no more: its own hop, or its disk, may be stuck.
     fn stuck(&self) -> Ended {
         let peer = self.hop.peer;
-        self.take.neighbours.leave_alone(peer);
+        if !self.take.is_copy {
+            // Others go first there.
+            self.take.neighbours.leave_alone(peer);
+        }
         self.take.passed_over(self.hop, &PeerError::Stuck { peer })
     }
 
@@ -294,6 +297,7 @@ impl<'a> Session<'a> {
             first,
             count,
             far: false,
+            copy: self.take.is_copy,
         };
         let reading = async move {
             match peers.read(source, question).await {
@@ -338,6 +342,16 @@ impl<'a> Session<'a> {
             _ => Ok(Ended::PassedOver),
         }
     }
+}
+
+/// Waits until the first chunk may be held; that of a copy only if it may be now.
+async fn share(take: Take<'_>) -> Result<Share, Halt> {
+    let memory = &take.neighbours.memory;
+    if !take.is_copy {
+        return Ok(memory.share().await);
+    }
+    let share = memory.copy_share();
+    share.ok_or(Halt::Transfer(PullError::Stopped))
 }
 
 async fn next_event(
