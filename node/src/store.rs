@@ -108,6 +108,8 @@ struct Inner {
     sidecars: Mutex<()>,
     /// Logs that files are refused.
     refusals: Alarm,
+    /// Logs that files cannot be removed to make room.
+    removals: Alarm,
     index_ready: watch::Sender<bool>,
     /// Keeps other processes out for as long as it is open.
     _lock: File,

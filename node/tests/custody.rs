@@ -8,6 +8,7 @@ mod fake;
 mod mesh;
 
 use std::collections::HashSet;
+use std::fs;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -66,7 +67,7 @@ struct Scene {
     others: Arc<Others>,
     asked: mpsc::Receiver<Vec<Digest>>,
     tasks: Tasks,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Scene {
@@ -89,7 +90,7 @@ impl Scene {
             others,
             asked,
             tasks,
-            _folder: folder,
+            folder,
         }
     }
 
@@ -253,6 +254,22 @@ async fn a_fill_waits_for_nobody_and_takes_last_copies_at_last() {
     prompt(part.reserve(MAX_SIZE)).await.expect("room");
     assert_eq!((scene.blobs(), scene.store.status().spared_bytes), (0, 0));
     assert!(!scene.asked.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_cannot_be_removed_keeps_no_other_from_making_room() {
+    let scene = Scene::start().await;
+    let digests = scene.fill(16).await;
+    let hex = digests[0].hex();
+    let blobs = scene.folder.path().join("blobs/sha256");
+    let path = blobs.join(&hex[..2]).join(hex);
+    fs::remove_file(&path).expect("removed");
+    fs::create_dir_all(path.join("of somebody")).expect("a folder in its place");
+    scene.others.have.lock().extend(&digests);
+    scene.keep_room();
+    eventually(|| scene.blobs() == 15).await;
+    assert!(path.exists());
+    assert_eq!(scene.gone(&digests[1..]).await, digests[1..2]);
 }
 
 /// Returns blobs of the upstream, `count` for each node as their home.

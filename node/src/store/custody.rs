@@ -228,7 +228,7 @@ impl Inner {
             }
             if !elsewhere.contains(digest) {
                 self.spared.lock().add(*candidate, now);
-            } else if self.evict(digest)? {
+            } else if self.evict(digest) {
                 self.metrics.evicted_elsewhere.inc();
             }
         }
@@ -247,7 +247,7 @@ impl Inner {
                 break;
             }
             if self.spared.lock().contains(&digest) {
-                self.evict(&digest)?;
+                self.evict(&digest);
             }
         }
         Ok(())

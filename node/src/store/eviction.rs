@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use millrace_protocol::oci::Digest;
+use tokio::time::Instant;
 
 use super::changes::Change;
 use super::error::StoreError;
 use super::space::Disk;
-use super::{Inner, layout};
+use super::{Inner, layout, log_failure};
 
 impl Inner {
     /// Takes `needed` bytes for a growing part, evicting until they fit; blocks.
@@ -45,7 +46,7 @@ impl Inner {
             .filter(|digest| !is_spared(digest))
             .chain(last_copies.filter(is_spared));
         while !fits()? {
-            if self.evict_suspended()? {
+            if self.evict_suspended() {
                 continue;
             }
             let Some(victim) = victims.next() else {
@@ -53,7 +54,7 @@ impl Inner {
                     needed_bytes: needed,
                 });
             };
-            self.evict(&victim)?;
+            self.evict(&victim);
         }
         Ok(())
     }
@@ -99,38 +100,50 @@ impl Inner {
         }
     }
 
-    /// Removes the suspended part that waits longest. Returns whether there was one.
-    fn evict_suspended(&self) -> Result<bool, StoreError> {
+    /// Removes the suspended part that waits longest; if its file stays, the next start removes it.
+    /// Returns whether there was one.
+    fn evict_suspended(&self) -> bool {
         // Held until the file is gone, so that a fill that starts now does not continue it.
         let mut suspended = self.suspended.lock();
         let oldest = suspended.iter().min_by_key(|(_, part)| part.since);
         let Some((digest, part)) = oldest.map(|(digest, part)| (*digest, *part)) else {
-            return Ok(false);
+            return false;
         };
         suspended.remove(&digest);
         self.space.remove_suspended(part.bytes);
-        layout::remove(&self.layout.part_state(&digest))?;
-        layout::remove(&self.layout.part(&digest))?;
+        for file in [self.layout.part_state(&digest), self.layout.part(&digest)] {
+            log_failure(layout::remove(&file), "remove a suspended part");
+        }
         self.metrics.evicted_parts.inc();
-        Ok(true)
+        true
     }
 
     /// Removes a blob unless it is being read. Returns whether it is gone.
-    pub(super) fn evict(&self, digest: &Digest) -> Result<bool, StoreError> {
+    ///
+    /// One that cannot be removed, such as in a folder of another user, is logged and must not keep
+    /// others from making way: its next turn comes after all of them.
+    pub(super) fn evict(&self, digest: &Digest) -> bool {
         // Readers pin under this lock before they open the file, so none can slip in between.
         let pins = self.pins.lock();
         if pins.contains_key(digest) {
-            return Ok(false);
+            return false;
         }
         let is_last = self.spared.lock().contains(digest);
-        self.remove_blob(digest)?;
+        let removed = self.remove_blob(digest);
         drop(pins);
+        if removed.is_err() {
+            self.touch(digest);
+            if self.removals.is_due(Instant::now()) {
+                log_failure(removed, "evict; other content makes way instead");
+            }
+            return false;
+        }
         self.metrics.evicted_blobs.inc();
         if is_last {
             self.metrics.evicted_last_copies.inc();
         }
         tracing::debug!(blob.digest = %digest, is_last, "evicted");
-        Ok(true)
+        true
     }
 
     /// Removes a blob's files and index entries; others hear of it first.

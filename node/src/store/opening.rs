@@ -104,6 +104,7 @@ impl Inner {
             scratches: AtomicU64::default(),
             sidecars: Mutex::default(),
             refusals: Alarm::default(),
+            removals: Alarm::default(),
             index_ready: watch::Sender::new(false),
             _lock: lock,
         };

@@ -75,12 +75,12 @@ pub(super) fn is_shortage(error: &io::Error) -> bool {
     Finding::of(error) == Finding::Shortage
 }
 
-/// When it was last logged that files are refused.
+/// When it was last logged that files are refused, or cannot be removed.
 #[derive(Debug, Default)]
 pub(super) struct Alarm(Mutex<Option<Instant>>);
 
 impl Alarm {
-    fn is_due(&self, now: Instant) -> bool {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
         let mut last = self.0.lock();
         let is_due = last.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
         if is_due {

@@ -1,8 +1,10 @@
 //! Room: who makes way for whom, what is promised, and what stays.
 
+use std::fs;
+
 use millrace::store::{Config, Sidecar, StoreError};
 
-use super::{close, config, content, holds, open, open_with, provenance, put, ranges};
+use super::{blob_path, close, config, content, holds, open, open_with, provenance, put, ranges};
 
 #[tokio::test]
 async fn eviction_takes_the_least_recently_used_and_never_what_is_read() {
@@ -178,4 +180,35 @@ async fn a_smaller_bound_is_kept_after_the_next_start() {
         (store.status().blobs, store.status().blob_bytes),
         (2, 2_000)
     );
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_is_passed_over() {
+    let folder = tempfile::tempdir().expect("folder");
+    let bounded = Config {
+        max_size: Some(3_000),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    let mut stuck = Vec::new();
+    for seed in [1, 2] {
+        let digest = put(&store, seed, 1_000).await;
+        let path = blob_path(folder.path(), &digest);
+        fs::remove_file(&path).expect("removed");
+        fs::create_dir_all(path.join("of somebody")).expect("a folder in its place");
+        stuck.push(path);
+    }
+    for seed in [3, 4, 5] {
+        put(&store, seed, 1_000).await;
+    }
+    assert_eq!(store.status().blobs, 3, "the other one made way each time");
+    assert!(stuck.iter().all(|path| path.join("of somebody").exists()));
+    let mut large = store.part(&content(6, 10).0).await.expect("part");
+    let refused = large.reserve(1_001).await;
+    assert!(
+        matches!(refused, Err(StoreError::NoSpace { .. })),
+        "{refused:?}"
+    );
+    fs::remove_dir(stuck[0].join("of somebody")).expect("removed");
+    large.reserve(2_000).await.expect("it is tried again");
 }
