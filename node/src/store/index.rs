@@ -41,6 +41,8 @@ pub(super) struct Index {
     by_access: sled::Tree,
     tags: sled::Tree,
     repositories: sled::Tree,
+    /// The greatest number of a use when it was opened.
+    last_use: u64,
 }
 
 /// Whether the opened index can be trusted to be complete.
@@ -77,7 +79,8 @@ impl Index {
         self.flush()
     }
 
-    /// Opens what is there; sled panics on some kinds of damage, which counts as damage too.
+    /// Opens what is there; sled panics on some kinds of damage, which counts as damage too. It reads
+    /// pages when they are needed, so whatever the start needs is read here.
     fn try_open(path: &Path) -> Option<Self> {
         let open = || -> Result<Self, sled::Error> {
             let db = sled::Config::new()
@@ -85,10 +88,12 @@ impl Index {
                 .cache_capacity(CACHE_BYTES)
                 .flush_every_ms(Some(1_000))
                 .open()?;
+            let by_access = db.open_tree("by_access")?;
             Ok(Self {
                 path: path.to_owned(),
                 blobs: db.open_tree("blobs")?,
-                by_access: db.open_tree("by_access")?,
+                last_use: last_use(&by_access)?,
+                by_access,
                 tags: db.open_tree("tags")?,
                 repositories: db.open_tree("repositories")?,
                 db,
@@ -158,11 +163,9 @@ impl Index {
             .map(|(key, value)| (key.to_vec(), decode(&value)))
     }
 
-    /// Returns the greatest number of a use; 0 when there is none.
-    pub(super) fn last_use(&self) -> Result<u64, StoreError> {
-        let last = self.write(self.by_access.last())?;
-        let number = last.and_then(|(key, _)| Some(u64::from_be_bytes(*key.first_chunk()?)));
-        Ok(number.unwrap_or(0))
+    /// Returns the greatest number of a use from before this run; 0 when there is none.
+    pub(super) fn last_use(&self) -> u64 {
+        self.last_use
     }
 
     /// Yields digests, least recently used first.
@@ -226,6 +229,12 @@ impl Index {
     }
 }
 
+fn last_use(by_access: &sled::Tree) -> Result<u64, sled::Error> {
+    let last = by_access.last()?;
+    let number = last.and_then(|(key, _)| Some(u64::from_be_bytes(*key.first_chunk()?)));
+    Ok(number.unwrap_or(0))
+}
+
 /// Moves an unusable index out of the way, replacing one that was moved before.
 fn set_aside(path: &Path) -> Result<(), StoreError> {
     let aside = path.with_extension("damaged");
@@ -259,7 +268,6 @@ mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let (index, opened) = Index::open(&folder.path().join("index")).expect("opened");
         assert_eq!(opened, Opened::New);
-        assert_eq!(index.last_use().expect("read"), 0);
         let (a, b) = (digest("a"), digest("b"));
         index.put_blob(&a, record(1, 10)).expect("put");
         index.put_blob(&b, record(2, 20)).expect("put");
@@ -269,7 +277,6 @@ mod tests {
             Some(record(1, 10))
         );
         assert_eq!(index.least_recent().collect::<Vec<_>>(), [b, a]);
-        assert_eq!(index.last_use().expect("read"), 30);
         assert_eq!(index.remove_blob(&b).expect("removed"), Some(record(2, 20)));
         assert_eq!(index.least_recent().collect::<Vec<_>>(), [a]);
         assert_eq!(index.blob(&b).expect("read"), None);
@@ -292,6 +299,39 @@ mod tests {
         assert!(folder.path().join("index.damaged").exists());
     }
 
+    #[test]
+    fn an_index_whose_order_cannot_be_read_is_set_aside() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("index");
+        let accessed = 0x1122_3344_5566_7788;
+        let (index, _) = Index::open(&path).expect("opened");
+        index
+            .put_blob(&digest("a"), record(1, accessed))
+            .expect("put");
+        // So much that the log up to there is no longer read at a start.
+        for number in 0..200u8 {
+            let filling = index.repositories.insert([number], &[number; 10_000][..]);
+            filling.expect("put");
+        }
+        index.complete().expect("marked");
+        close(index);
+        // Leaves a snapshot, which the next start reads instead.
+        close(Index::open(&path).expect("opened").0);
+
+        let mut bytes = std::fs::read(path.join("db")).expect("read");
+        let access_key = access_key(accessed, &key(&digest("a")));
+        let places: Vec<usize> = bytes
+            .windows(access_key.len())
+            .enumerate()
+            .filter_map(|(at, window)| (window == access_key).then_some(at))
+            .collect();
+        assert!(!places.is_empty());
+        places.iter().for_each(|&at| bytes[at] ^= 1);
+        std::fs::write(path.join("db"), bytes).expect("damaged");
+        let (index, opened) = Index::open(&path).expect("opened again");
+        assert_eq!((opened, index.last_use()), (Opened::New, 0));
+    }
+
     /// Drops an index and waits until sled's threads have let go of its files.
     fn close(index: Index) {
         let file = std::fs::File::open(index.path.join("db")).expect("sled's file");
@@ -308,9 +348,13 @@ mod tests {
         close(index);
         let (index, opened) = Index::open(&path).expect("opened again");
         assert_eq!(opened, Opened::New, "its rebuild was interrupted");
+        assert_eq!(index.last_use(), 0);
+        index.put_blob(&digest("a"), record(1, 20)).expect("put");
+        index.put_blob(&digest("b"), record(1, 30)).expect("put");
         index.complete().expect("marked");
         close(index);
-        assert_eq!(Index::open(&path).expect("opened").1, Opened::Existing);
+        let (index, opened) = Index::open(&path).expect("opened");
+        assert_eq!((opened, index.last_use()), (Opened::Existing, 30));
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Inner {
             Opened::New => Counted::All,
         };
         let inner = Self {
-            uses: Uses::behind(index.last_use()?),
+            uses: Uses::behind(index.last_use()),
             layout,
             index,
             space: Space::new(limits),
