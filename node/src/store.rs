@@ -26,6 +26,7 @@ mod opening;
 mod part;
 mod read;
 mod recovery;
+mod reservation;
 mod sidecar;
 mod space;
 mod status;

@@ -22,6 +22,7 @@ use super::error::{FileContext, StoreError};
 use super::eviction::Pin;
 use super::layout;
 use super::read::FileReader;
+use super::reservation::Reservation;
 use super::sidecar::Sidecar;
 use super::suspended::length;
 use super::{Inner, blocking};
@@ -145,7 +146,8 @@ impl Part {
     /// # Errors
     /// [`StoreError::TooLarge`] and [`StoreError::NoSpace`]; the part keeps what it had.
     /// # Cancel safety
-    /// Not to be cancelled: the reservation would be lost until restart.
+    /// If the future is dropped, the part keeps the bytes that it had, but nothing stays promised to
+    /// it. What comes of the reservation is given back.
     pub async fn reserve(&mut self, total: u64) -> Result<(), StoreError> {
         let is_first = self.reserved == length(&self.saved);
         let more = total.saturating_sub(self.reserved);
@@ -166,21 +168,17 @@ impl Part {
             true => 0,
             false => size.saturating_sub(self.reserved + self.promised),
         };
-        let redeemed = (self.promised + new).min(more);
-        let inner = Arc::clone(&self.inner);
-        blocking(move || {
-            if new > 0 {
-                inner.promise(size, new)?;
-            }
-            let made = inner.make_room(more);
-            let unpromised = if made.is_ok() { redeemed } else { new };
-            inner.space.unpromise(unpromised);
-            made
+        let promised = std::mem::take(&mut self.promised);
+        let mut reservation = Reservation::new(&self.inner, promised);
+        let (reservation, made) = blocking(move || {
+            let made = reservation.grow(size, new, more);
+            Ok((reservation, made))
         })
         .await?;
-        self.promised = self.promised + new - redeemed;
-        self.reserved = total;
-        Ok(())
+        let (bytes, promised) = reservation.take_over();
+        self.reserved += bytes;
+        self.promised = promised;
+        made
     }
 
     /// Has the file system allocate what was reserved since the last time, where bytes come next.
