@@ -118,28 +118,21 @@ impl Layout {
     }
 
     /// Calls `visit` with everything that has the name and the place of a blob, in no particular
-    /// order. Stops early when `visit` returns false.
-    pub(super) fn visit_blobs(
-        &self,
-        mut visit: impl FnMut(Digest, &fs::DirEntry) -> bool,
-    ) -> Result<(), StoreError> {
+    /// order. Stops early when `visit` returns false. A folder that cannot be listed is logged and
+    /// passed over.
+    pub(super) fn visit_blobs(&self, mut visit: impl FnMut(Digest, &fs::DirEntry) -> bool) {
         for algorithm in Algorithm::ALL {
-            let folder = self.blobs().join(algorithm.name());
-            if !folder.exists() {
-                continue;
-            }
-            for fan in entries(&folder)? {
-                for entry in entries(&fan.path())? {
+            for fan in entries_if_any(&self.blobs().join(algorithm.name())) {
+                for entry in entries_if_any(&fan.path()) {
                     let name = entry.file_name();
                     let text = format!("{}:{}", algorithm.name(), name.to_string_lossy());
                     let Ok(digest) = text.parse() else { continue };
                     if !visit(digest, &entry) {
-                        return Ok(());
+                        return;
                     }
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -156,6 +149,21 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>, StoreError> {
     fs::read_dir(folder)
         .and_then(Iterator::collect)
         .doing("list", folder)
+}
+
+/// Lists a folder; nothing if it is none, or cannot be listed, which is logged.
+fn entries_if_any(folder: &Path) -> Vec<fs::DirEntry> {
+    let is_none = |error: &io::Error| {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        matches!(error.kind(), NotADirectory | NotFound)
+    };
+    entries(folder).unwrap_or_else(|error| {
+        if !matches!(&error, StoreError::File { source, .. } if is_none(source)) {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "blobs are not counted");
+        }
+        Vec::new()
+    })
 }
 
 /// Replaces a small file so that a crash leaves the old or the new content, never a mixture.

@@ -121,10 +121,9 @@ impl Inner {
         if stop() {
             return;
         }
-        let result = result
-            .and_then(|()| self.index.complete())
-            .and_then(|()| self.trim());
+        let result = result.and_then(|()| self.index.complete());
         log_failure(result, "read or rebuild the index");
+        log_failure(self.trim(), "keep the bounds of the store");
         self.index_ready.send_replace(true);
     }
 }

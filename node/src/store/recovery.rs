@@ -25,7 +25,7 @@ impl Inner {
         self.layout.visit_blobs(|digest, entry| {
             outcome = self.adopt(&digest, entry, &mut tags);
             outcome.is_ok() && !stop()
-        })?;
+        });
         outcome?;
         for (name, record) in tags {
             self.adopt_tag(&name, &record)?;

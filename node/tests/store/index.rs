@@ -36,6 +36,33 @@ async fn what_was_committed_right_before_a_crash_is_counted_and_goes_in_its_turn
     assert!(!holds(&store, &known).await && !holds(&store, &latest).await);
 }
 
+#[tokio::test]
+async fn what_is_no_folder_of_blobs_keeps_none_from_being_counted() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, tasks) = open(folder.path()).await;
+    for seed in 0..4 {
+        put(&store, seed, 1_000).await;
+    }
+    close(store, tasks).await;
+    let blobs = folder.path().join("blobs");
+    for stray in ["sha512", "sha256/stray"] {
+        fs::write(blobs.join(stray), "").expect("written");
+    }
+    let bounded = Config {
+        max_size: Some(2_500),
+        ..config(folder.path())
+    };
+    for index in ["new", "existing"] {
+        if index == "new" {
+            fs::remove_dir_all(folder.path().join("index")).expect("removed");
+        }
+        let (store, tasks) = open_with(&bounded).await;
+        assert_eq!(store.status().blob_bytes, 2_000, "{index}");
+        close(store, tasks).await;
+    }
+    assert!(!folder.path().join("index.damaged").exists());
+}
+
 /// Copies a folder.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).expect("created");
