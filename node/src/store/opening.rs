@@ -117,7 +117,7 @@ impl Inner {
         if opened == Opened::Existing {
             self.count(&stop);
         }
-        let result = self.rebuild(&stop);
+        let result = self.rebuild(opened, &stop);
         if stop() {
             return;
         }

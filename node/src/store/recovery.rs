@@ -7,23 +7,32 @@
 use std::collections::HashMap;
 use std::fs::{DirEntry, Metadata};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use millrace_protocol::oci::Digest;
 
 use super::error::StoreError;
-use super::index::BlobRecord;
+use super::index::{BlobRecord, Opened};
 use super::sidecar::Sidecar;
 use super::tags::{TagName, TagRecord};
 use super::{Inner, layout};
 
 impl Inner {
     /// Enters every blob on disk that the index lacks; blocks, and returns early when `stop` says so.
-    pub(super) fn rebuild(self: &Arc<Self>, stop: impl Fn() -> bool) -> Result<(), StoreError> {
+    pub(super) fn rebuild(
+        self: &Arc<Self>,
+        opened: Opened,
+        stop: impl Fn() -> bool,
+    ) -> Result<(), StoreError> {
+        let last_use = |modified| match opened {
+            // It came right before a crash, when the numbers may have been far ahead of the time.
+            Opened::Existing => self.uses.next(),
+            Opened::New => self.uses.earlier(modified),
+        };
         let mut tags: HashMap<TagName, TagRecord> = HashMap::new();
         let mut outcome = Ok(());
         self.layout.visit_blobs(|digest, entry| {
-            outcome = self.adopt(&digest, entry, &mut tags);
+            outcome = self.adopt(&digest, entry, last_use, &mut tags);
             outcome.is_ok() && !stop()
         });
         outcome?;
@@ -38,6 +47,7 @@ impl Inner {
         &self,
         digest: &Digest,
         entry: &DirEntry,
+        last_use: impl Fn(SystemTime) -> u64,
         tags: &mut HashMap<TagName, TagRecord>,
     ) -> Result<(), StoreError> {
         if self.index.blob(digest)?.is_some() {
@@ -53,7 +63,7 @@ impl Inner {
             let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
             let record = BlobRecord {
                 size: metadata.len(),
-                accessed: self.uses.earlier(modified),
+                accessed: last_use(modified),
             };
             self.record(digest, record)?;
         }

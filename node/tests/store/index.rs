@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use millrace::store::{Change, Config, Missed, Store};
 use millrace::task::Tasks;
 
-use super::{close, config, holds, listed, open, open_with, put, put_tagged, tag_name};
+use super::{blob_path, close, config, holds, listed, open, open_with, put, put_tagged, tag_name};
 
 #[tokio::test]
 async fn what_was_committed_right_before_a_crash_is_counted_and_goes_in_its_turn() {
@@ -34,6 +35,33 @@ async fn what_was_committed_right_before_a_crash_is_counted_and_goes_in_its_turn
     assert_eq!(tag.map(|record| record.digest), Some(latest));
     put(&store, 2, 2_000).await;
     assert!(!holds(&store, &known).await && !holds(&store, &latest).await);
+}
+
+#[tokio::test]
+async fn what_was_committed_right_before_a_crash_goes_after_what_was_known() {
+    let folder = tempfile::tempdir().expect("folder");
+    let index = folder.path().join("index");
+    let before = folder.path().join("before");
+    let (store, tasks) = open(folder.path()).await;
+    let known = put(&store, 1, 1_000).await;
+    close(store, tasks).await;
+    copy(&index, &before);
+    let (store, tasks) = open(folder.path()).await;
+    let latest = put(&store, 2, 1_000).await;
+    close(store, tasks).await;
+    fs::remove_dir_all(&index).expect("removed");
+    fs::rename(&before, &index).expect("put back");
+    // As if uses came so quickly that their numbers are far ahead of the clock.
+    let file = fs::File::open(blob_path(folder.path(), &latest)).expect("opened");
+    file.set_modified(UNIX_EPOCH).expect("changed");
+
+    let bounded = Config {
+        max_size: Some(2_000),
+        ..config(folder.path())
+    };
+    let (store, _tasks) = open_with(&bounded).await;
+    put(&store, 3, 1_000).await;
+    assert!(!holds(&store, &known).await && holds(&store, &latest).await);
 }
 
 #[tokio::test]
