@@ -34,10 +34,14 @@ impl Borrow<'_> {
     /// Afterwards the transfer acts as a home: it is about to ask an upstream.
     ///
     /// # Errors
-    /// The content turned out to be wrong, or cannot be stored.
+    /// The content turned out to be wrong, or cannot be stored; `Stopped` when nobody who has all of it
+    /// can give what is missing for a copy.
     /// # Cancel safety
     /// Dropping the future loses the chunks that were not written yet.
     pub(super) async fn run(self, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
+        if !self.transfer.is_awaited() && self.copy(far).await? {
+            return Ok(true);
+        }
         if self.follow(far).await? {
             return Ok(true);
         }
@@ -45,6 +49,28 @@ impl Borrow<'_> {
         // the same one sees the other's.
         self.transfer.raise(Rank::Home);
         self.take_from_holders(far).await
+    }
+
+    /// Takes what is missing from who asks for a copy, else from the nearest who has all of it, for as
+    /// long as nobody waits for it. Nobody is asked to get it, so that no copy waits for another; and it
+    /// is not what this node means to fetch. Returns whether all is here, or else that somebody waits.
+    async fn copy(self, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
+        let role = Role::Holder;
+        let mut next = self.transfer.state().offered_by;
+        let digest = &self.transfer.digest;
+        let mut search = self.neighbours.search(digest, Purpose::Know);
+        loop {
+            if let Some(peer) = next
+                && let Ended::Complete = self.through(Hop { peer, role }, Rank::Home, far).await?
+            {
+                return Ok(true);
+            }
+            next = tokio::select! {
+                biased;
+                () = self.transfer.awaited() => return Ok(false),
+                found = search.next() => Some(found.ok_or(PullError::Stopped)?),
+            };
+        }
     }
 
     /// Follows hops until one has supplied what is missing. Returns whether one has.

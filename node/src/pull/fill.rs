@@ -114,7 +114,11 @@ impl Filler {
         match result {
             Ok(()) => {
                 self.shared.table.remove(&self.transfer);
-                if let Some(replicas) = &self.shared.replicas {
+                // What is only passed on cannot be had of this node.
+                let is_kept = self.transfer.state().pin.is_some();
+                if let Some(replicas) = &self.shared.replicas
+                    && is_kept
+                {
                     let origins = self.transfer.candidates().origin_names();
                     replicas.copy(Kind::Blob, &digest, origins);
                 }

@@ -106,6 +106,9 @@ impl Asked {
             let transfer = fillers.table.get(digest).ok_or(Refusal::Absent)?;
             return Ok(transfer.join(&[], self.question.copy));
         };
+        if self.question.copy {
+            self.may_be_copied(rank)?;
+        }
         if let Some(origin) = origins.first() {
             let refused = fillers.negative.check(origin, Wanted::Blob(*digest));
             refused.map_err(|error| refusal::refusal(Some(origin), &error))?;
@@ -117,9 +120,30 @@ impl Asked {
         };
         let joined = fillers.table.join(digest, origins, want);
         if let Some(far) = joined.begun {
+            let offered_by = self.question.copy.then_some(self.from);
+            let transfer = &joined.waiter.transfer;
+            transfer.change(|state| state.offered_by = offered_by);
             fillers.start(&joined.waiter.transfer, far);
         }
         Ok(joined.waiter)
+    }
+
+    /// Whether what is not stored here may be got for a copy.
+    ///
+    /// # Errors
+    /// It is got anyway, for who waits for it, and is not to be raised for a copy; or a home is asked,
+    /// which begins nothing for a copy: who asks a home has not got the blob, so others would be
+    /// waited for here.
+    fn may_be_copied(&self, rank: Rank) -> Result<(), Refusal> {
+        if rank == Rank::Home {
+            return Err(Refusal::Absent);
+        }
+        let table = &self.shared.puller.inner.fillers.table;
+        let known = table.get(&self.question.digest);
+        match known.is_some_and(|transfer| transfer.is_awaited()) {
+            true => Err(Refusal::Unable),
+            false => Ok(()),
+        }
     }
 
     async fn stored(self, blob: BlobFile) -> (BlobNews, Telling) {

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use millrace_protocol::chunk::{CHUNK_BYTES, ChainValue};
+use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use rangemap::RangeSet;
 use tokio::time::Instant;
@@ -45,6 +46,8 @@ pub(in crate::pull) struct State {
     pub(in crate::pull) is_doubted: bool,
     /// Another node that asked for it had some already: others may have more than is here.
     pub(in crate::pull) begun_elsewhere: bool,
+    /// Who has all of it and asks for a further copy.
+    pub(in crate::pull) offered_by: Option<NodeId>,
     /// What the blob was fetched as, as far as peers that supplied it, or the store, say.
     pub(in crate::pull) provenance: Vec<Provenance>,
     /// The origin whose upstream has answered with the blob, until it fails: a name that somebody
