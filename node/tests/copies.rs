@@ -242,3 +242,27 @@ async fn only_of_what_is_kept_further_copies_are_asked_for() {
     let asked: Vec<Digest> = opened.lock().iter().map(|asked| asked.digest).collect();
     assert_eq!(asked, [small]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_brings_nothing_for_a_copy_is_asked_again_all_the_same() {
+    let settings = Settings {
+        pull: pull::Config {
+            hop_patience: Duration::from_millis(500),
+            ..pull::Config::default()
+        },
+        ..Settings::default()
+    };
+    let mesh = Mesh::strangers_with(&["a"], settings).await;
+    let bytes = noise(6, 2);
+    let digest = mesh.content.add(bytes.clone());
+    let asker = Extra::start(0);
+    asker.peers.serve(Arc::new(Liar {
+        hesitates: true,
+        ..Liar::honest(&bytes)
+    }));
+    mesh.gather(&[0], &[&asker]);
+    let node = &mesh.nodes[0];
+    let mut copy = ask(&asker, node, &digest, true).await;
+    assert_eq!(refusal(&mut copy).await, Refusal::Unable);
+    assert_eq!(node.puller.status().distrusted, []);
+}

@@ -206,14 +206,34 @@ impl Neighbours {
         answer
     }
 
-    /// Waits for the next that a hop says of a blob, as long as it may take; while it says that it
-    /// waits for its turn, it is not stuck.
+    /// Waits for the next that a hop says of a blob, as long as it may take; one that gets nowhere is
+    /// then left alone.
     ///
     /// # Errors
-    /// As [`Neighbours::in_time`].
+    /// As [`Neighbours::news_of_copy`].
     /// # Cancel safety
     /// No news are lost when dropped.
     pub(super) async fn news_in_time(
+        &self,
+        hop: Hop,
+        news: &mut BlobStream,
+    ) -> Result<Option<BlobNews>, PeerError> {
+        let answer = self.news_of_copy(hop, news).await;
+        if matches!(answer, Err(PeerError::Stuck { .. })) {
+            self.leave_alone(hop.peer);
+        }
+        answer
+    }
+
+    /// As [`Neighbours::news_in_time`], of a copy: a hop may get nowhere with that because others go
+    /// first, here or there, and is asked again for what somebody waits for. While it says that it
+    /// waits for its turn, it is not stuck.
+    ///
+    /// # Errors
+    /// `Stuck` when it says nothing else but that it lives; else those of the stream.
+    /// # Cancel safety
+    /// No news are lost when dropped.
+    pub(super) async fn news_of_copy(
         &self,
         hop: Hop,
         news: &mut BlobStream,
@@ -223,7 +243,7 @@ impl Neighbours {
         let next = news.next();
         tokio::pin!(next);
         let mut since = Instant::now();
-        let answer = loop {
+        loop {
             tokio::select! {
                 news = &mut next => break news,
                 Ok(()) = delays.changed() => {
@@ -235,11 +255,7 @@ impl Neighbours {
                     break Err(PeerError::Stuck { peer });
                 }
             }
-        };
-        if matches!(answer, Err(PeerError::Stuck { .. })) {
-            self.leave_alone(peer);
         }
-        answer
     }
 
     /// Notes that a hop could not help.

@@ -114,7 +114,7 @@ impl Replicas {
         };
         let mut news = self.neighbours.peers.open(peer, question).await?;
         // As long as this node listens the other one has a reason to pull.
-        while let Some(news) = self.neighbours.news_in_time(hop, &mut news).await? {
+        while let Some(news) = self.neighbours.news_of_copy(hop, &mut news).await? {
             if news == BlobNews::Whole {
                 break;
             }

@@ -112,7 +112,11 @@ impl Take<'_> {
         mut news: BlobStream,
         far: &mut mpsc::Receiver<u64>,
     ) -> Result<Ended, Halt> {
-        match self.neighbours.news_in_time(hop, &mut news).await {
+        let opened = match self.is_copy {
+            true => self.neighbours.news_of_copy(hop, &mut news).await,
+            false => self.neighbours.news_in_time(hop, &mut news).await,
+        };
+        match opened {
             Ok(Some(BlobNews::Opened {
                 size,
                 provenance,
