@@ -266,3 +266,33 @@ async fn who_brings_nothing_for_a_copy_is_asked_again_all_the_same() {
     assert_eq!(refusal(&mut copy).await, Refusal::Unable);
     assert_eq!(node.puller.status().distrusted, []);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_without_room_ends_no_other() {
+    let size = 8 * CHUNK;
+    let settings = Settings {
+        // Room for one of the two.
+        max_size: (size + size / 2) as u64,
+        ..Settings::default()
+    };
+    let mesh = Mesh::strangers_with(&["a"], settings).await;
+    let node = &mesh.nodes[0];
+    let (one, other) = (vec![1; size], vec![2; size]);
+    let (first_asker, pace) = slow(&one, 4);
+    let (second_asker, _pace) = slow(&other, u32::MAX);
+    mesh.gather(&[0], &[&first_asker, &second_asker]);
+    let (one, other) = (mesh.content.add(one), mesh.content.add(other));
+    let mut first = ask(&first_asker, node, &one, true).await;
+    while !matches!(
+        prompt(first.next()).await.expect("told"),
+        Some(BlobNews::Chain { .. })
+    ) {}
+    let mut second = ask(&second_asker, node, &other, true).await;
+    while let Ok(news) = prompt(second.next()).await {
+        assert_ne!(news, Some(BlobNews::Whole));
+    }
+    pace.send_replace(u32::MAX);
+    while prompt(first.next()).await.expect("told") != Some(BlobNews::Whole) {}
+    prompt(node.settled()).await;
+    assert!(node.holds(&one).await);
+}

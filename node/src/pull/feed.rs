@@ -294,7 +294,8 @@ impl Batches<'_> {
         self.position = end;
         self.flushed = Some(Instant::now());
         self.writing = Some(Box::pin(async move {
-            sink.reserve(size, start..end, &written).await?;
+            let is_awaited = transfer.is_awaited();
+            sink.reserve(size, start..end, &written, is_awaited).await?;
             let taken = sink.take(start, chunks, written).await?;
             Ok(Written { start, end, taken })
         }));

@@ -17,16 +17,18 @@ const STEP_BYTES: (u64, u64) = (1024 * 1024, 64 * 1024 * 1024);
 
 impl Sink {
     /// Makes sure that the disk has room for a batch behind what is `written`, and for some more;
-    /// and, before the first, that it could have room for `size`. Fills that nobody waits for make
-    /// way; without room all the same the blob is relayed from here on.
+    /// and, before the first, that it could have room for `size`. For what `is_awaited`, fills that
+    /// nobody waits for make way; without room all the same it is relayed from here on.
     ///
     /// # Errors
-    /// The disk failed; that it is full is an error only for bytes that are not the next ones.
+    /// The disk failed; that it is full is an error only for what nobody waits for, and for bytes that
+    /// are not the next ones.
     pub(in crate::pull) async fn reserve(
         &self,
         size: Option<u64>,
         batch: Range<u64>,
         written: &RangeSet<u64>,
+        is_awaited: bool,
     ) -> Result<(), StoreError> {
         let mut part = self.part.lock().await;
         let Some(open) = part.as_mut() else {
@@ -37,6 +39,9 @@ impl Sink {
         let total = ahead_of(here, size.unwrap_or(u64::MAX), open.reserved());
         open.expect(size.unwrap_or(0), batch.start);
         let mut reserved = open.reserve(total).await;
+        if !is_awaited {
+            return reserved;
+        }
         if matches!(reserved, Err(StoreError::NoSpace { .. })) && self.orphans.make_way().await {
             reserved = open.reserve(total).await;
         }

@@ -238,7 +238,9 @@ impl<'a> Lane<'a> {
         let Take { transfer, sink, .. } = self.take;
         let written = transfer.state().written.clone();
         let chunk = range(index, self.size);
-        match sink.reserve(Some(self.size), chunk, &written).await {
+        let is_awaited = transfer.is_awaited();
+        let size = Some(self.size);
+        match sink.reserve(size, chunk, &written, is_awaited).await {
             Err(error) if error.is_full() => Ok(false),
             reserved => reserved.map(|()| true).map_err(PullError::from),
         }

@@ -114,7 +114,13 @@ impl<'a> Writes<'a> {
         transfer.change(|state| state.segments.begin_write(stretch.id(), end));
         let writing = async move {
             let written = transfer.state().written.clone();
-            sink.reserve(Some(size), start..end, &written).await?;
+            let is_awaited = transfer.is_awaited();
+            let batch = start..end;
+            match sink.reserve(Some(size), batch, &written, is_awaited).await {
+                // A copy without room ends alone.
+                Err(error) if error.is_full() && !is_awaited => return Err(PullError::Stopped),
+                reserved => reserved?,
+            }
             let arrived = |(chunk, check): (&Chunk, Check)| Arrived {
                 offset: range(chunk.index, size).start,
                 bytes: chunk.bytes.clone(),
