@@ -20,6 +20,7 @@ use millrace::task::Tasks;
 use millrace::upstream::{self, AccessRule, TagPolicy, TagRule, Upstreams};
 use millrace_protocol::oci::{Algorithm, Digest, MediaType};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use wire::{Reply, get, send};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -145,8 +146,6 @@ fn rules() -> Vec<AccessRule> {
 }
 
 async fn start(times: Times) -> Node {
-    // Another test of this process may have been first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let mood = Mood::new(AtomicU16::new(200));
     let corp = Fake::start(private(Arc::clone(&mood))).await;
     let hub = Fake::start(|request| match request.target.contains("open/app") {
@@ -159,6 +158,8 @@ async fn start(times: Times) -> Node {
 }
 
 async fn start_in(folder: TempDir, times: Times, (corp, hub, mood): (Fake, Fake, Mood)) -> Node {
+    // Another test of this process may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let entries = format!(
         "{{corp: {{url: 'http://127.0.0.1:{}', username: ci, password: node}}, docker.io: {{url: 'http://127.0.0.1:{}'}}}}",
         corp.port(),
@@ -457,6 +458,55 @@ async fn a_question_that_has_no_answer_yet_confirms_nothing() {
     let status = tokio::time::timeout(SOON, asking).await.expect("answered");
     assert_eq!(status, 404);
     assert_eq!(node.status(&manifest, ANN).await, 404, "it was denied");
+}
+
+/// An answer out of `team-a` is on its way when something else there is denied; then it comes.
+async fn denied_behind(reference: &str, is_known: bool) {
+    let held = format!("team-a/app/manifests/{reference}");
+    let (open, gate) = watch::channel(is_known);
+    let mood = Mood::new(AtomicU16::new(200));
+    let (answers, what) = (private(Arc::clone(&mood)), held.clone());
+    let corp = Fake::start(move |request| {
+        let is_held =
+            request.target.ends_with(&what) && !request.header("authorization").is_empty();
+        match is_held {
+            true => answers(request).after(gate.clone()),
+            false => answers(request),
+        }
+    });
+    let hub = Fake::start(|_| Answer::new(404, ""));
+    let servers = (corp.await, hub.await, mood);
+    let node = start_in(TempDir::new().expect("a folder"), DEFAULT, servers).await;
+    assert_eq!(node.status(&blob_url("corp/team-b/app"), BOB).await, 200);
+    if is_known {
+        assert_eq!(
+            node.status(&manifest_url("corp/team-a/app"), ANN).await,
+            200
+        );
+    }
+    open.send_replace(false);
+    let url = format!("/v2/corp/{held}");
+    let denied = async {
+        let is_asked = |seen: &Seen| !seen.header("authorization").is_empty();
+        while !node.corp.seen(&held).iter().any(is_asked) {
+            tokio::task::yield_now().await;
+        }
+        node.mood.store(403, Ordering::Relaxed);
+        let status = node.status(&blob_url("corp/team-a/app"), ANN).await;
+        open.send_replace(true);
+        status
+    };
+    let both = async { tokio::join!(get(node.public, &url, &[ANN]), denied) };
+    let (_, status) = tokio::time::timeout(SOON, both).await.expect("answered");
+    assert_eq!(status, 404);
+    let manifest = manifest_url("corp/team-a/app");
+    assert_eq!(node.status(&manifest, ANN).await, 404, "{reference}");
+}
+
+#[tokio::test]
+async fn an_answer_to_an_earlier_question_does_not_undo_a_denial() {
+    denied_behind(&digest_of(MANIFEST).to_string(), false).await;
+    denied_behind("v1", true).await;
 }
 
 #[tokio::test]

@@ -286,11 +286,12 @@ impl Access {
         self.ask(origin, digest, form, deadline).await
     }
 
-    /// Notes that the upstream has just given something out of the repository.
-    pub(super) fn confirm(&self, origin: &Origin) {
+    /// Notes that the upstream has given something out of the repository for which it was asked at
+    /// `asked`: what it has refused since counts more.
+    pub(super) fn confirm(&self, origin: &Origin, asked: Instant) {
         if self.inner.restricts {
             let standings = &self.inner.standings;
-            standings.confirm(origin.provenance(), Instant::now());
+            standings.confirm(origin.provenance(), asked);
         }
     }
 
@@ -381,8 +382,10 @@ impl Access {
     }
 }
 
-/// Whether bytes that are on their way come from the upstream's answer to this origin, so that
-/// they prove that the repository has them.
-pub(super) fn is_fetched_for(transfer: &Transfer, origin: &Origin) -> bool {
-    transfer.state().fetched == Some(origin.provenance())
+/// Returns when the upstream was asked by this origin for bytes that are on their way, if they come
+/// from its answer to that, so that they prove that the repository has them.
+pub(super) fn fetched_for(transfer: &Transfer, origin: &Origin) -> Option<Instant> {
+    let state = transfer.state();
+    let (own, asked) = state.fetched.as_ref()?;
+    (*own == origin.provenance()).then_some(*asked)
 }

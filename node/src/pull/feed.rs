@@ -102,11 +102,12 @@ impl Feed<'_> {
             let _queued = self.transfer.queue();
             upstream.blob_turn().await
         };
+        let asked = Instant::now();
         let body = upstream
             .open_blob_in_turn(turn, repository, digest, position)
             .await;
         let body = body.map_err(|error| Halt::Origin(error.into()))?;
-        self.learn(&body, position)?;
+        self.learn(&body, position, asked)?;
         let mut batches = Batches {
             feed: self,
             id,
@@ -124,8 +125,8 @@ impl Feed<'_> {
     }
 
     /// Takes over the size and the starting point that an answer states, and that it has come out
-    /// of this origin.
-    fn learn(self, body: &BlobBody, position: u64) -> Result<(), Halt> {
+    /// of this origin, which was `asked` for it.
+    fn learn(self, body: &BlobBody, position: u64, asked: Instant) -> Result<(), Halt> {
         let known = self.transfer.state().size;
         let contradicts = matches!((known, body.size()), (Some(a), Some(b)) if a != b);
         if contradicts || body.offset() > position {
@@ -135,7 +136,7 @@ impl Feed<'_> {
             if let Some(size) = body.size() {
                 state.learn_size(size);
             }
-            state.fetched = Some(self.origin.provenance());
+            state.fetched = Some((self.origin.provenance(), asked));
         });
         Ok(())
     }

@@ -6,7 +6,7 @@
 use millrace_protocol::oci::Digest;
 
 use super::Puller;
-use super::access::{Form, Proof, is_fetched_for};
+use super::access::{Form, Proof, fetched_for};
 use super::blob::OpenBlob;
 use super::deadline::Deadline;
 use super::error::PullError;
@@ -80,8 +80,8 @@ impl Puller {
         deadline: Deadline,
     ) -> Result<(), PullError> {
         let access = &self.inner.access;
-        if is_fetched_for(transfer, origin) {
-            access.confirm(origin);
+        if let Some(asked) = fetched_for(transfer, origin) {
+            access.confirm(origin, asked);
             return Ok(());
         }
         let digest = &transfer.digest;

@@ -353,7 +353,8 @@ impl Manifests {
         let reference = Reference::Digest(*digest);
         let wanted = Wanted::Manifest(reference.clone());
         self.negative.check(origin, wanted)?;
-        let deadline = Instant::now() + HEADER_BUDGET;
+        let asked = Instant::now();
+        let deadline = asked + HEADER_BUDGET;
         let Origin {
             upstream,
             repository,
@@ -363,7 +364,7 @@ impl Manifests {
             let fetching = upstream.fetch_manifest(repository, &reference, deadline);
             fetching.await?
         };
-        self.access.confirm(origin);
+        self.access.confirm(origin, asked);
         self.verify(origin, digest, fetched).await
     }
 }

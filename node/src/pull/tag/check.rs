@@ -152,7 +152,7 @@ impl Tags {
             came: Instant::now(),
         };
         // That is out of the repository, so it may be read with these credentials.
-        self.shared.access.confirm(&origin);
+        self.shared.access.confirm(&origin, began);
         let key = name(&origin, &tag).key();
         self.shared.words.insert(key, word.clone());
         Ok(word)

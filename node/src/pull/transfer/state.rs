@@ -51,8 +51,8 @@ pub(in crate::pull) struct State {
     /// What the blob was fetched as, as far as peers that supplied it, or the store, say.
     pub(in crate::pull) provenance: Vec<Provenance>,
     /// The origin whose upstream has answered with the blob, until it fails: a name that somebody
-    /// asks by proves nothing.
-    pub(in crate::pull) fetched: Option<Provenance>,
+    /// asks by proves nothing. With it, when that was asked last.
+    pub(in crate::pull) fetched: Option<(Provenance, Instant)>,
     /// Keeps a blob that was committed from eviction while somebody still reads it.
     pub(in crate::pull) pin: Option<Pin>,
     /// Keeps a blob that was found in the store from eviction.
@@ -186,7 +186,7 @@ impl State {
 
     /// Returns what the blob was, or is being, fetched as; empty when nobody knows yet.
     pub(in crate::pull) fn fetched_as(&self) -> Vec<Provenance> {
-        let fetched = self.fetched.iter();
+        let fetched = self.fetched.iter().map(|(origin, _)| origin);
         let unknown = fetched.filter(|fetched| !self.provenance.contains(fetched));
         self.provenance.iter().chain(unknown).cloned().collect()
     }
