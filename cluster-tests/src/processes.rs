@@ -21,7 +21,7 @@ pub struct Alone {
 }
 
 impl Alone {
-    /// Lets a process have no more processes and threads than it has now.
+    /// Lets a process start nothing more; what it runs goes on.
     ///
     /// # Errors
     /// When this is not root, or the system has no controller for it.
@@ -40,9 +40,9 @@ impl Alone {
             group: Some(group),
         };
         write(&alone.file("cgroup.procs"), &process_id.to_string())?;
-        let current = fs::read_to_string(alone.file("pids.current"))
+        // Below what there is now, so that a thread that ends meanwhile makes no room.
+        write(&alone.file("pids.max"), "0")
             .context("the controller of processes is not enabled")?;
-        write(&alone.file("pids.max"), current.trim())?;
         Ok(alone)
     }
 
