@@ -38,10 +38,6 @@ const MOVE_EVERY: u64 = 4;
 /// One of so many pulls is followed by a question for that tag.
 const RESOLVE_EVERY: usize = 8;
 
-/// How long one check of a tag goes on while its home does not answer. It is one check for all who ask
-/// meanwhile, so an answer may be as old as this.
-const CHECK_LIMIT: Duration = Duration::from_secs(10);
-
 /// What a client should not find out: whether something happened to the node that it asks.
 #[derive(Debug, Default)]
 pub(super) struct Health {
@@ -220,8 +216,7 @@ impl<'a> Market<'a> {
         Ok(())
     }
 
-    /// Asks a node for the moving tag, which must not point to what it had left before a check began that
-    /// may still be under way.
+    /// Asks a node for the moving tag, which must not point to what it had left before the question.
     async fn resolve(&self, door: SocketAddr) -> Result<()> {
         let asked = Instant::now();
         let path = format!("/v2/fake/app/manifests/{MOVING}");
@@ -233,7 +228,7 @@ impl<'a> Market<'a> {
         let moved = self.moved.borrow();
         let is_current = |number: usize| {
             let left = moved.get(number + 1);
-            left.is_none_or(|(at, _)| *at + CHECK_LIMIT > asked)
+            left.is_none_or(|(at, _)| *at > asked)
         };
         let mut all = moved.iter().enumerate();
         let is_known =
