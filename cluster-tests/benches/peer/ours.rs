@@ -126,7 +126,7 @@ fn start(
         addresses: vec![address],
         weight: 1,
         version: String::new(),
-        wire_version: 1,
+        wire_version: millrace_protocol::wire::frame::VERSION,
         load: 0,
         standing: Standing::Alive,
     };

@@ -24,8 +24,8 @@ pub fn describe() -> String {
 /// costs more than all that is done with it, and whoever runs second finds what the first one got.
 pub fn settle(bytes: u64) {
     rustix::fs::sync();
-    // For the files, and as much again for buffers and sockets.
-    let bytes = usize::try_from(2 * bytes).expect("less than the address space");
+    // For the files and all else, several times over: what is free lies in pieces.
+    let bytes = usize::try_from(4 * bytes).expect("less than the address space");
     drop(std::hint::black_box(vec![1_u8; bytes]));
 }
 
