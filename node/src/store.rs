@@ -62,6 +62,7 @@ pub use status::Status;
 pub use tags::{TagName, TagRecord};
 
 use crate::task::Tasks;
+use crate::telemetry::Seldom;
 use account::Counted;
 use changes::Announcer;
 use custody::Spared;
@@ -71,7 +72,6 @@ use metrics::Metrics;
 use space::Space;
 use status::Gauges;
 use suspended::Suspended;
-use unreadable::Alarm;
 use uses::Uses;
 
 /// The store of one node; clones share it.
@@ -108,9 +108,9 @@ struct Inner {
     /// Held while a sidecar is read, changed and written.
     sidecars: Mutex<()>,
     /// Logs that files are refused.
-    refusals: Alarm,
+    refusals: Seldom,
     /// Logs that files cannot be removed to make room.
-    removals: Alarm,
+    removals: Seldom,
     index_ready: watch::Sender<bool>,
     /// Keeps other processes out for as long as it is open.
     _lock: File,

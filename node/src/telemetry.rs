@@ -3,6 +3,8 @@
 //! Lines go to standard error, as text or JSON. What a line or a metric says is decided by the
 //! room that writes it; this room knows none of them.
 
+mod seldom;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use serde::Deserialize;
 use serde::de::Error as _;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub use seldom::Seldom;
 
 /// Which lines are written.
 ///

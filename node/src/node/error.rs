@@ -74,6 +74,7 @@ impl StartError {
             Self::Listen { .. } | Self::Store(_) | Self::Identity(_) | Self::Peers(_) => false,
         }
     }
+
     /// Returns what to do about a file that the configuration names and this process may not read.
     pub fn advice(&self) -> Option<String> {
         let (user, group) = (geteuid().as_raw(), getegid().as_raw());

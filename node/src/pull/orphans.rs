@@ -61,7 +61,7 @@ impl Orphans {
         }
     }
 
-    /// Resolves when all who have a place, or wait for one,  are to make way; for what is said after this call.
+    /// Resolves when all who have a place, or wait for one, are to make way; for what is said after this call.
     pub(super) fn pressed(&self) -> impl Future<Output = ()> + '_ {
         self.pressure.notified()
     }

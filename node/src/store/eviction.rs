@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use millrace_protocol::oci::Digest;
-use tokio::time::Instant;
 
 use super::changes::Change;
 use super::error::StoreError;
@@ -133,7 +132,7 @@ impl Inner {
         drop(pins);
         if removed.is_err() {
             self.touch(digest);
-            if self.removals.is_due(Instant::now()) {
+            if self.removals.is_due() {
                 log_failure(removed, "evict; other content makes way instead");
             }
             return false;

@@ -18,10 +18,10 @@ use super::index::{Index, Opened};
 use super::layout::Layout;
 use super::metrics::Metrics;
 use super::space::{Limits, Space};
-use super::unreadable::Alarm;
 use super::uses::Uses;
 use super::{Inner, Store, blocking, log_failure};
 use crate::task::Tasks;
+use crate::telemetry::Seldom;
 
 /// How often access times are written to the index.
 const TOUCH_INTERVAL: Duration = Duration::from_secs(15);
@@ -103,8 +103,8 @@ impl Inner {
             spared: Mutex::default(),
             scratches: AtomicU64::default(),
             sidecars: Mutex::default(),
-            refusals: Alarm::default(),
-            removals: Alarm::default(),
+            refusals: Seldom::default(),
+            removals: Seldom::default(),
             index_ready: watch::Sender::new(false),
             _lock: lock,
         };

@@ -10,18 +10,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use millrace_protocol::oci::Digest;
-use parking_lot::Mutex;
 use rustix::io::Errno;
-use tokio::time::Instant;
 
 use super::error::{FileContext, StoreError};
 use super::{Inner, blocking, log_failure};
-
-/// How often it is logged that files are refused: it concerns many requests while it lasts.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What an error says of a stored file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,21 +69,6 @@ pub(super) fn is_shortage(error: &io::Error) -> bool {
     Finding::of(error) == Finding::Shortage
 }
 
-/// When it was last logged that files are refused, or cannot be removed.
-#[derive(Debug, Default)]
-pub(super) struct Alarm(Mutex<Option<Instant>>);
-
-impl Alarm {
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        let mut last = self.0.lock();
-        let is_due = last.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
-        if is_due {
-            *last = Some(now);
-        }
-        is_due
-    }
-}
-
 /// Whether there is a file at `path`; what cannot be examined is none.
 ///
 /// # Errors
@@ -116,7 +95,7 @@ impl Inner {
         let path = self.layout.blob(digest);
         match Finding::of(&error) {
             Finding::Shortage => return Err(error).doing(action, &path),
-            Finding::Refusal if self.refusals.is_due(Instant::now()) => tracing::error!(
+            Finding::Refusal if self.refusals.is_due() => tracing::error!(
                 path = %path.display(), %error,
                 "cannot {action} a stored file; it stays, and its content is fetched as if it were \
                  absent: are the data folder and what is in it this user's?"
@@ -219,13 +198,5 @@ mod tests {
         damage.expect("it is absent");
         assert!(!path.exists());
         assert_eq!(store.status().blobs, 0);
-    }
-
-    #[test]
-    fn what_is_refused_is_logged_now_and_then() {
-        let (alarm, now) = (Alarm::default(), Instant::now());
-        assert!(alarm.is_due(now));
-        assert!(!alarm.is_due(now + LOG_INTERVAL - Duration::from_nanos(1)));
-        assert!(alarm.is_due(now + LOG_INTERVAL));
     }
 }

@@ -8,14 +8,10 @@
 use std::error::Error;
 use std::fs::File;
 use std::io;
-use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::io::Errno;
-use tokio::time::Instant;
 
-/// How often a shortage is logged: it concerns every request while it lasts.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+use crate::telemetry::Seldom;
 
 /// What this node lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,26 +71,15 @@ impl Shortage {
     }
 }
 
-/// Logs shortages, at most one in [`LOG_INTERVAL`].
+/// Logs shortages, now and then: one concerns every request while it lasts.
 #[derive(Debug, Default)]
-pub(super) struct Alarm {
-    last: Mutex<Option<Instant>>,
-}
+pub(super) struct Alarm(Seldom);
 
 impl Alarm {
     pub(super) fn raise(&self, shortage: Shortage) {
-        if self.is_due(Instant::now()) {
+        if self.0.is_due() {
             tracing::error!(reason = %shortage, "no upstream can be asked; the cause is on this node");
         }
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        let mut last = self.last.lock();
-        let is_due = last.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
-        if is_due {
-            *last = Some(now);
-        }
-        is_due
     }
 }
 
@@ -138,13 +123,5 @@ mod tests {
             assert_eq!(Shortage::of_start(&errno.into()), found, "{errno:?}");
         }
         assert_eq!(Shortage::of(&Errno::AGAIN.into()), None);
-    }
-
-    #[test]
-    fn a_shortage_is_logged_once_a_minute() {
-        let (alarm, now) = (Alarm::default(), Instant::now());
-        assert!(alarm.is_due(now));
-        assert!(!alarm.is_due(now + LOG_INTERVAL - Duration::from_nanos(1)));
-        assert!(alarm.is_due(now + LOG_INTERVAL));
     }
 }
