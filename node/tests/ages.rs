@@ -228,3 +228,37 @@ async fn so_is_one_that_its_home_is_asked_for() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_comes_late_does_not_bring_an_older_answer_back() {
+    let settings = with_policy(TagPolicy::Always, None);
+    let mesh = Mesh::strangers_with(&["a", "a"], settings).await;
+    mesh.introduce();
+    let contents = [1, 2].map(|number| format!("{{\"number\":{number}}}").into_bytes());
+    let [old, new] = contents.clone().map(|content| mesh.content.add(content));
+    mesh.content.tag("v1", &old);
+    let (home, others) = home_and_others(&mesh);
+    let gate = || {
+        let (open, gate) = watch::channel(false);
+        *mesh.content.gate.lock() = Some(gate);
+        open
+    };
+    let check = gate();
+    let early = prompt(home.manifest("v1"));
+    let late = async {
+        eventually(|| mesh.heads("/manifests/v1") == 1).await;
+        let fetch = gate();
+        check.send_replace(true);
+        eventually(|| mesh.gets(&old.to_string()) == 1).await;
+        *mesh.content.gate.lock() = None;
+        mesh.content.tag("v1", &new);
+        let late = prompt(others[0].manifest("v1")).await;
+        fetch.send_replace(true);
+        late
+    };
+    let (early, late) = tokio::join!(early, late);
+    assert!(early.expect("checked") == contents[0]);
+    assert!(late.expect("checked") == contents[1]);
+    let record = home.store.tag(&name()).await.expect("a store");
+    assert_eq!(record.expect("known").digest, new);
+}

@@ -65,10 +65,19 @@ impl Known {
         }
     }
 
+    /// Whether this was learnt later than what was so old at `now`, as far as that was measured.
+    pub(super) fn is_younger_than(&self, age: Duration, now: Now) -> bool {
+        self.measured(now).is_some_and(|own| own < age)
+    }
+
+    fn measured(&self, now: Now) -> Option<Duration> {
+        Some(self.age? + now.instant.saturating_duration_since(self.since))
+    }
+
     /// Returns the time since the upstream last said so, or almost a second more; `None` when that
     /// is not known, because the clock was set back.
     pub(super) fn age(&self, now: Now) -> Option<Duration> {
-        let measured = self.age? + now.instant.saturating_duration_since(self.since);
+        let measured = self.measured(now)?;
         let checked_at = Duration::from_secs(self.record.checked_at);
         let by_date = now.unix.saturating_sub(checked_at);
         // The one is too little when the machine slept, the other when the clock was set back.

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use millrace_protocol::oci::{Digest, Tag};
+use moka::ops::compute::{CompResult, Op};
 use moka::sync::Cache;
 
 use crate::store::{Store, TagName, TagRecord};
@@ -56,7 +57,8 @@ impl Records {
         Ok(Some(newest.into_value()))
     }
 
-    /// Records what the upstream said so long ago.
+    /// Records what the upstream said so long ago, unless it has said something else since: a manifest
+    /// may take longer to come than the next check.
     pub(super) async fn remember(
         &self,
         origin: &Origin,
@@ -67,8 +69,9 @@ impl Records {
         let name = name(origin, tag);
         let now = Now::read();
         let checked_at = now.seconds_before(age);
-        let known = self.store.tag(&name).await.ok().flatten();
+        let known = self.find(&name).await.ok().flatten();
         let resolved_at = known
+            .map(|known| known.record)
             .filter(|known| known.digest == digest)
             .map(|known| known.resolved_at);
         let record = TagRecord {
@@ -77,7 +80,18 @@ impl Records {
             checked_at,
         };
         let told = Known::told(record.clone(), age, now);
-        self.recent.insert(name.key(), told);
+        let is_behind =
+            |known: &Known| known.record.digest != digest && known.is_younger_than(age, now);
+        let entered = self
+            .recent
+            .entry(name.key())
+            .and_compute_with(|known| match known {
+                Some(known) if is_behind(known.value()) => Op::Nop,
+                _ => Op::Put(told),
+            });
+        if matches!(entered, CompResult::Unchanged(_)) {
+            return;
+        }
         if let Err(error) = self.store.put_tag(name, credential, record).await {
             tracing::warn!(%error, "a tag could not be recorded; it is lost at the next start");
         }
