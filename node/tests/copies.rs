@@ -25,6 +25,18 @@ use tokio::sync::watch;
 
 const CHUNK: usize = CHUNK_BYTES as usize;
 
+/// Returns one node, which soon leaves who does not get on.
+async fn impatient() -> Mesh {
+    let settings = Settings {
+        pull: pull::Config {
+            hop_patience: Duration::from_millis(500),
+            ..pull::Config::default()
+        },
+        ..Settings::default()
+    };
+    Mesh::strangers_with(&["a"], settings).await
+}
+
 /// Asks a node for a blob as its owner.
 async fn ask(asker: &Extra, node: &Node, digest: &Digest, copy: bool) -> BlobStream {
     ask_as(Role::Owner, asker, node, digest, copy).await
@@ -90,14 +102,7 @@ async fn a_copy_is_no_reason_to_ask_an_upstream() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_waits_for_after_all_is_asked_for_anew() {
-    let settings = Settings {
-        pull: pull::Config {
-            hop_patience: Duration::from_millis(500),
-            ..pull::Config::default()
-        },
-        ..Settings::default()
-    };
-    let mesh = Mesh::strangers_with(&["a"], settings).await;
+    let mesh = impatient().await;
     let bytes = noise(2, 2);
     let digest = mesh.content.add(bytes.clone());
     let hesitant = Liar {
@@ -245,14 +250,7 @@ async fn only_of_what_is_kept_further_copies_are_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_brings_nothing_for_a_copy_is_asked_again_all_the_same() {
-    let settings = Settings {
-        pull: pull::Config {
-            hop_patience: Duration::from_millis(500),
-            ..pull::Config::default()
-        },
-        ..Settings::default()
-    };
-    let mesh = Mesh::strangers_with(&["a"], settings).await;
+    let mesh = impatient().await;
     let bytes = noise(6, 2);
     let digest = mesh.content.add(bytes.clone());
     let asker = Extra::start(0);
