@@ -228,16 +228,40 @@ async fn a_node_that_joins_itself_has_nobody_to_wait_for() {
     assert_eq!(one.cluster.status().state, State::Running);
 }
 
+/// Copies what makes a node itself, as an image of a disk would.
+fn copy_identity(site: &Site, from: &str, to: &str) {
+    std::fs::create_dir(site.path(to)).expect("made");
+    for file in ["identity.key", "generation"] {
+        std::fs::copy(site.path(from).join(file), site.path(to).join(file)).expect("copied");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_data_folder_is_noticed_through_a_third_node() {
+    let site = Site::new();
+    let one = site.host("1", &[]);
+    let two = site.host("2", &[one.address()]);
+    together(&[&one, &two]).await;
+    copy_identity(&site, "2", "copy");
+    let copy = site.host("copy", &[one.address()]);
+    assert_eq!(copy.id, two.id);
+    eventually("both give up", || {
+        [&two, &copy]
+            .iter()
+            .all(|host| host.cluster.status().state == State::Duplicate)
+    })
+    .await;
+    eventually("nobody has the name", || one.members() == ids(&[&one])).await;
+    assert_eq!(one.cluster.status().state, State::Running);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copied_data_folder_is_noticed_and_the_cluster_goes_on() {
     let site = Site::new();
     let one = site.host("1", &[]);
     let two = site.host("2", &[one.address()]);
     together(&[&one, &two]).await;
-    std::fs::create_dir(site.path("copy")).expect("made");
-    for file in ["identity.key", "generation"] {
-        std::fs::copy(site.path("2").join(file), site.path("copy").join(file)).expect("copied");
-    }
+    copy_identity(&site, "2", "copy");
     let copy = site.host("copy", &[two.address()]);
     assert_eq!(copy.id, two.id);
     eventually("the older one gives up", || {

@@ -13,6 +13,8 @@
 //! - One that leaves is gone at once; what it said before is then stale, what its next generation
 //!   says is not.
 //! - Who was known is dialled for a day, so that a split heals from either side.
+//! - One whose older run is still heard is told of the newer one: the two may share an identity, and
+//!   neither hears the other by gossip.
 //! - A node that was stopped itself blames nobody for the silence.
 //! - One that was dead and comes back as the same run was cut off: a split has healed, and what
 //!   either side believed meanwhile may contradict the other.
@@ -61,9 +63,8 @@ const RECONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// Time between two ticks that says that this node itself was stopped.
 const OWN_PAUSE: Duration = Duration::from_secs(1);
 
-/// How old a process may be that takes a greater generation because others know one: later it is
-/// another node that uses the same identity.
-const YOUNG: Duration = Duration::from_secs(10);
+/// How often a node that is heard as two runs at once is told what is known of it.
+const TELL_AGAIN: Duration = Duration::from_secs(3);
 
 /// How long somebody who is no member is remembered and dialled.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -81,7 +82,6 @@ pub struct Membership {
     me: NodeId,
     generation: u64,
     instance: u64,
-    started: Instant,
     last_tick: Instant,
     members: BTreeMap<NodeId, Member>,
     acquaintances: BTreeMap<NodeId, Acquaintance>,
@@ -102,7 +102,6 @@ impl Membership {
             me,
             generation,
             instance,
-            started: now,
             last_tick: now,
             members: BTreeMap::new(),
             acquaintances: BTreeMap::new(),
@@ -190,7 +189,7 @@ impl Membership {
         now: Instant,
     ) -> Heard {
         if from == self.me {
-            return self.judge_own(&announcement, now);
+            return Heard::Stale;
         }
         if self.denied.contains(&from) {
             return Heard::Denied;
@@ -205,7 +204,10 @@ impl Membership {
             .last
             .is_some_and(|last| !announcement.is_newer_than(last))
         {
-            return Heard::Stale;
+            return match known.is_to_be_told(&announcement, now) {
+                true => Heard::Former,
+                false => Heard::Stale,
+            };
         }
         let was_cut_off = known.is_cut_off(&announcement);
         let denials_changed = known.hear(&announcement, now);
@@ -241,16 +243,14 @@ impl Membership {
 
     /// Takes in how somebody else knows this node: the generation and the instance.
     ///
-    /// A generation that leaves no later one is not believed.
-    pub fn handle_known_as(&mut self, known: Option<(u64, u64)>, now: Instant) -> Recognised {
+    /// Whoever knows a later start hears nothing of what this one says, so it is counted on from
+    /// there. A generation that leaves no later one is not believed.
+    pub fn handle_known_as(&mut self, known: Option<(u64, u64)>) -> Recognised {
         let mine = (self.generation, self.instance);
         match known {
             Some((generation, _)) if generation < self.generation => Recognised::Fine,
             Some((generation, _)) if generation >= MAX_GENERATION => Recognised::Implausible,
             Some(known) if known != mine => {
-                if now.saturating_duration_since(self.started) >= YOUNG {
-                    return Recognised::Duplicate;
-                }
                 self.generation = known.0.saturating_add(1);
                 Recognised::Raised(self.generation)
             }

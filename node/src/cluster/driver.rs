@@ -116,6 +116,8 @@ impl Progress {
 enum Dial {
     Member(NodeId),
     Join(SocketAddr),
+    /// To see whether this node's identity is used there as well: the gate says so.
+    Twin,
 }
 
 impl Driver {
@@ -259,6 +261,16 @@ impl Driver {
         let options = options.address(tcp(address)).allocate_new_port().build();
         if let Err(error) = self.dial(options, Dial::Join(address)) {
             self.handle_dial_failed(Dial::Join(address), &error);
+        }
+    }
+
+    /// Goes where others say that a later start of this node is.
+    fn look_for_twin(&mut self, addresses: &[SocketAddr]) {
+        for address in addresses {
+            let options = DialOpts::unknown_peer_id();
+            let options = options.address(tcp(*address)).allocate_new_port().build();
+            // There is nobody, or it is this node.
+            let _ = self.dial(options, Dial::Twin);
         }
     }
 

@@ -79,11 +79,10 @@ impl Metrics {
     pub(super) fn heard(&self, heard: Heard) {
         let outcome = match heard {
             Heard::Fresh => "fresh",
-            Heard::Stale => "stale",
+            Heard::Stale | Heard::Former => "stale",
             Heard::Denied => "denied",
             Heard::Invalid(_) => "invalid",
             Heard::Full => "full",
-            Heard::Duplicate => "duplicate",
         };
         self.announcements
             .get_or_create(&OutcomeLabel { outcome })

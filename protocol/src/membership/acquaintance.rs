@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Announcement, FORGET_AFTER, Presence};
+use super::{Announcement, FORGET_AFTER, Presence, TELL_AGAIN};
 use crate::node_id::NodeId;
 
 /// How long the node with the greater id lets the other one dial first: two connections at once
@@ -28,6 +28,8 @@ pub(super) struct Acquaintance {
     pub(super) last: Option<(u64, u64)>,
     /// The instance that said it.
     pub(super) instance: u64,
+    /// When it was last found to be heard as another run than the newest, to be told of that.
+    told: Option<Instant>,
     /// Whether it said that it leaves.
     pub(super) left: bool,
     /// Whom it keeps out.
@@ -61,6 +63,7 @@ impl Acquaintance {
             addresses: Vec::new(),
             last: None,
             instance: 0,
+            told: None,
             left: false,
             denies: Vec::new(),
             seen: now,
@@ -82,6 +85,17 @@ impl Acquaintance {
         let changed = self.denies != announcement.denied;
         self.denies.clone_from(&announcement.denied);
         changed
+    }
+
+    /// Whether these words, which are not news, come from another run than the newest that was
+    /// heard, and it is time to tell them of that.
+    pub(super) fn is_to_be_told(&mut self, announcement: &Announcement, now: Instant) -> bool {
+        let lately = |told: Instant| now.saturating_duration_since(told) < TELL_AGAIN;
+        let due = announcement.instance != self.instance && !self.told.is_some_and(lately);
+        if due {
+            self.told = Some(now);
+        }
+        due
     }
 
     pub(super) fn connect(&mut self) {

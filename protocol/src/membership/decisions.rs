@@ -4,23 +4,12 @@ use std::time::Instant;
 
 use super::acquaintance::{Acquaintance, Link};
 use super::{
-    Announcement, DEAD_AFTER, Heard, MAX_ACQUAINTANCES, Member, Membership, RECONNECT_WITHIN,
-    SUSPECT_AFTER, Standing, Suspicion, YOUNG,
+    Announcement, DEAD_AFTER, MAX_ACQUAINTANCES, Member, Membership, RECONNECT_WITHIN,
+    SUSPECT_AFTER, Standing, Suspicion,
 };
 use crate::node_id::NodeId;
 
 impl Membership {
-    /// Decides whether words in this node's name are its own.
-    pub(super) fn judge_own(&self, announcement: &Announcement, now: Instant) -> Heard {
-        let former = announcement.generation < self.generation;
-        let young = now.saturating_duration_since(self.started) < YOUNG;
-        if announcement.instance == self.instance || former || young {
-            Heard::Stale
-        } else {
-            Heard::Duplicate
-        }
-    }
-
     /// Finds an acquaintance or makes one; none if there are too many, all of them members.
     pub(super) fn acquaint(&mut self, id: NodeId, now: Instant) -> Option<&mut Acquaintance> {
         let full = self.acquaintances.len() >= MAX_ACQUAINTANCES;

@@ -47,14 +47,15 @@ pub enum Heard {
     Fresh,
     /// Something newer is known, or it is an echo of this node's own words.
     Stale,
+    /// So it is, but of another run of that node than this: if there is a connection, that node is
+    /// to be greeted again, so that it hears of the newer run.
+    Former,
     /// It comes from somebody who is kept out.
     Denied,
     /// No healthy node says such a thing.
     Invalid(InvalidAnnouncement),
     /// Too many nodes are known already.
     Full,
-    /// Another node uses the identity of this one.
-    Duplicate,
 }
 
 /// What a node learns from how others know it.
@@ -63,9 +64,9 @@ pub enum Recognised {
     /// They know this process, an older one, or none.
     Fine,
     /// They know a later process: this one has taken a generation above it, which is to be kept.
+    /// It may be a former life whose count was lost, or another node with the same identity: only
+    /// meeting that one is a proof.
     Raised(u64),
     /// They claim a start that cannot have been.
     Implausible,
-    /// Another node uses the identity of this one.
-    Duplicate,
 }

@@ -52,7 +52,7 @@ fn only_a_later_start_takes_back_a_leave() {
     membership.handle_announcement(OTHER, leaving(2, 10), now);
     assert_eq!(membership.members().count(), 0);
     assert!(
-        membership.poll_dials(now + YOUNG).is_empty(),
+        membership.poll_dials(now + POLITE).is_empty(),
         "nobody looks for it"
     );
     membership.handle_announcement(OTHER, announcement(2, 8), now);
@@ -114,57 +114,42 @@ fn nonsense_makes_no_member_and_leaves_what_is_known() {
 }
 
 #[test]
-fn a_copied_identity_is_noticed_by_the_older_node_and_by_equal_ones() {
+fn who_is_heard_as_two_runs_is_told_of_the_newer_one_now_and_then() {
     let (mut membership, now) = start();
-    let mut hear = |generation, instance, after| {
-        let mut announcement = announcement(generation, 1);
+    let mut hear = |generation, sequence, instance, after| {
+        let mut announcement = announcement(generation, sequence);
         announcement.instance = instance;
-        membership.handle_announcement(ME, announcement, now + after)
+        membership.handle_announcement(OTHER, announcement, now + after)
     };
-    let old = YOUNG;
-    assert_eq!(hear(5, 55, old), Heard::Stale, "an echo");
-    assert_eq!(hear(4, 44, old), Heard::Stale, "a former life");
+    let at_once = Duration::ZERO;
+    assert_eq!(hear(5, 9, 55, at_once), Heard::Fresh);
+    assert_eq!(hear(5, 9, 55, at_once), Heard::Stale, "an echo");
+    assert_eq!(hear(6, 1, 66, at_once), Heard::Fresh);
+    assert_eq!(hear(5, 10, 55, at_once), Heard::Former);
+    assert_eq!(hear(5, 11, 55, TELL_AGAIN / 2), Heard::Stale, "just told");
+    assert_eq!(hear(5, 12, 55, TELL_AGAIN), Heard::Former);
     assert_eq!(
-        hear(6, 66, Duration::ZERO),
-        Heard::Stale,
-        "perhaps a former life"
+        hear(6, 1, 77, TELL_AGAIN * 2),
+        Heard::Former,
+        "as often started, and another"
     );
-    assert_eq!(hear(6, 66, old), Heard::Duplicate);
-    assert_eq!(hear(5, 66, old), Heard::Duplicate);
+    assert_eq!(membership.last_heard(&OTHER), Some((6, 66)));
 }
 
 #[test]
 fn a_node_that_lost_its_counter_takes_up_where_others_saw_it() {
-    let (mut membership, now) = start();
-    assert_eq!(membership.handle_known_as(None, now), Recognised::Fine);
-    assert_eq!(
-        membership.handle_known_as(Some((4, 1)), now),
-        Recognised::Fine
-    );
-    assert_eq!(
-        membership.handle_known_as(Some((5, 55)), now),
-        Recognised::Fine
-    );
-    assert_eq!(
-        membership.handle_known_as(Some((9, 1)), now),
-        Recognised::Raised(10)
-    );
+    let (mut membership, _) = start();
+    let mut known_as = |known| membership.handle_known_as(known);
+    assert_eq!(known_as(None), Recognised::Fine);
+    assert_eq!(known_as(Some((4, 1))), Recognised::Fine);
+    assert_eq!(known_as(Some((5, 55))), Recognised::Fine);
+    assert_eq!(known_as(Some((9, 1))), Recognised::Raised(10));
     for nonsense in [MAX_GENERATION, u64::MAX] {
-        assert_eq!(
-            membership.handle_known_as(Some((nonsense, 1)), now),
-            Recognised::Implausible
-        );
+        assert_eq!(known_as(Some((nonsense, 1))), Recognised::Implausible);
     }
-    assert_eq!(membership.generation(), 10);
-    let old = now + YOUNG;
-    assert_eq!(
-        membership.handle_known_as(Some((10, 55)), old),
-        Recognised::Fine
-    );
-    assert_eq!(
-        membership.handle_known_as(Some((10, 1)), old),
-        Recognised::Duplicate
-    );
+    assert_eq!(known_as(Some((10, 55))), Recognised::Fine);
+    assert_eq!(known_as(Some((10, 1))), Recognised::Raised(11));
+    assert_eq!(membership.generation(), 11);
 }
 
 #[test]

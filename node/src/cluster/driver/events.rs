@@ -16,7 +16,7 @@ use millrace_protocol::node_id::NodeId;
 
 use super::super::admission::Refusal;
 use super::super::metrics::Message as Said;
-use super::super::names::{node_id, socket_address};
+use super::super::names::{node_id, peer_id, socket_address};
 use super::super::network::{BehaviourEvent, budgets_topic, remote_address};
 use super::super::reach::local_ip_towards;
 use super::{Dial, Driver};
@@ -89,10 +89,14 @@ impl Driver {
         self.membership.handle_connected(id, now);
         tracing::debug!(peer.id = %id, dialled = endpoint.is_dialer(), "connected");
         if endpoint.is_dialer() {
-            let greeting = self.greeting(&id);
-            let greetings = &mut self.swarm.behaviour_mut().greetings;
-            greetings.send_request(&peer, greeting);
+            self.greet(&peer, &id);
         }
+    }
+
+    fn greet(&mut self, peer: &PeerId, id: &NodeId) {
+        let greeting = self.greeting(id);
+        let greetings = &mut self.swarm.behaviour_mut().greetings;
+        greetings.send_request(peer, greeting);
     }
 
     fn learn_own_address(&mut self, endpoint: &ConnectedPoint) {
@@ -124,6 +128,7 @@ impl Driver {
         let now = Instant::now();
         match (dial, error) {
             (Dial::Member(id), _) => self.membership.handle_dial_failed(id, now),
+            (Dial::Twin, _) => tracing::debug!(%error, "no other node with this identity there"),
             // libp2p leaves out the addresses that it listens on itself.
             (Dial::Join(address), DialError::LocalPeerId { .. } | DialError::NoAddresses) => {
                 self.progress.joining.is_mine(address);
@@ -186,7 +191,12 @@ impl Driver {
                 tracing::debug!(peer.id = %from, %error, "announcement not believed");
                 self.publisher.metrics().nonsense(Said::Announcement);
             }
-            Heard::Duplicate => self.admission.report_duplicate(),
+            // Of two connections to one id, requests take turns.
+            Heard::Former if self.membership.is_connected(&from) => {
+                if let Some(peer) = peer_id(&from) {
+                    self.greet(&peer, &from);
+                }
+            }
             _ => {}
         }
         heard
@@ -214,21 +224,25 @@ impl Driver {
 
     fn take_greeting(&mut self, from: NodeId, greeting: Greeting) {
         let now = Instant::now();
-        match self.membership.handle_known_as(greeting.you, now) {
+        match self.membership.handle_known_as(greeting.you) {
             Recognised::Fine => {}
             Recognised::Raised(generation) => {
                 tracing::warn!(
                     generation,
-                    "others knew a later start of this node: counting on"
+                    peer.id = %from,
+                    "others know a later start of this node: counting on from there"
                 );
                 let memory = self.memory.clone();
                 drop(self.save(move || memory.keep_generation(generation)));
+                let mut known = greeting.contacts.iter();
+                if let Some(twin) = known.find(|contact| contact.id == self.me.id) {
+                    self.look_for_twin(&twin.addresses);
+                }
             }
             Recognised::Implausible => {
                 tracing::debug!(peer.id = %from, "knows a start of this node that never was");
                 self.publisher.metrics().nonsense(Said::Greeting);
             }
-            Recognised::Duplicate => self.admission.report_duplicate(),
         }
         self.hear(from, greeting.announcement);
         self.membership.handle_contacts(greeting.contacts, now);
