@@ -2,10 +2,16 @@
 //! the benchmark `peer`.
 //!
 //! Ours does more: it finds out who has the blob, keeps it in a store, and gives it to a client. The
-//! program reads a file, sends it, hashes it once and writes it.
+//! program reads a file, sends it, hashes it once and writes it. So it is measured twice: with a
+//! client that reads all of it, and with one that asks for the last byte, which nobody has before
+//! the second node has everything and found the digest right.
+
+use std::net::SocketAddr;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use millrace_cluster_tests::fleet::Fleet;
+use millrace_cluster_tests::http::Request;
 use millrace_cluster_tests::load::discard::{Plan, discard};
 use millrace_cluster_tests::load::runs::{Runs, Turn};
 use millrace_cluster_tests::load::table::{Figure, Target, Unit};
@@ -16,7 +22,15 @@ use crate::options::{MIB, Options, SEED};
 use crate::part::{self, Program};
 use crate::place::Place;
 
+/// What the second node's client asks for.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Everything,
+    LastByte,
+}
+
 /// One transfer.
+#[derive(Clone, Copy)]
 struct Copy {
     bytes_per_second: f64,
     /// Of both sides.
@@ -34,17 +48,19 @@ pub(crate) async fn measure(options: &Options) -> Result<Vec<Figure>> {
             options.copy_bytes(),
             SEED + turn.number,
         )?;
-        turn.pair(
-            async || nodes(&upstream, &blob).await,
-            async || rival(&blob).await,
-        )
-        .await
+        let both = async || {
+            let read = nodes(&upstream, &blob, Wanted::Everything).await?;
+            anyhow::Ok((read, nodes(&upstream, &blob, Wanted::LastByte).await?))
+        };
+        let ((read, alone), rival) = turn.pair(both, async || rival(&blob).await).await?;
+        Ok(((read, rival), (alone, rival)))
     })
     .await?;
-    Ok(figures(options, &runs))
+    let (read, alone) = runs.unzip();
+    Ok(figures(options, &read, &alone))
 }
 
-async fn nodes(upstream: &Upstream, blob: &seed::Blob) -> Result<Copy> {
+async fn nodes(upstream: &Upstream, blob: &seed::Blob, wanted: Wanted) -> Result<Copy> {
     let fleet = Fleet::of(2)
         .set("proxy/remoteurl", upstream.url())
         .set("log/level", "warn")
@@ -62,7 +78,9 @@ async fn nodes(upstream: &Upstream, blob: &seed::Blob) -> Result<Copy> {
     };
     machine::settle(blob.size);
     let before = cpu_time()?;
-    let taken = discard(&Plan::once(fleet.node(taker).address(), &blob.path))?;
+    let start = Instant::now();
+    take(fleet.node(taker).address(), blob, wanted).await?;
+    let elapsed = start.elapsed();
     let spent = cpu_time()? - before;
     let received = fleet
         .node(taker)
@@ -70,9 +88,24 @@ async fn nodes(upstream: &Upstream, blob: &seed::Blob) -> Result<Copy> {
     let received = received.await?.unwrap_or_default();
     ensure!(received >= blob.size as f64, "it came from elsewhere");
     Ok(Copy {
-        bytes_per_second: taken.bytes_per_second(),
+        bytes_per_second: blob.size as f64 / elapsed.as_secs_f64(),
         cpu_seconds_per_gib: spent * (1024 * MIB) as f64 / blob.size as f64,
     })
+}
+
+/// Has a node take the blob, and waits for what is wanted of it.
+async fn take(node: SocketAddr, blob: &seed::Blob, wanted: Wanted) -> Result<()> {
+    match wanted {
+        Wanted::Everything => {
+            discard(&Plan::once(node, &blob.path))?;
+        }
+        Wanted::LastByte => {
+            let request = Request::get(&blob.path).header("Range", "bytes=-1");
+            let answer = request.send(node).await?;
+            ensure!(answer.status() == 206, "answered {}", answer.status());
+        }
+    }
+    Ok(())
 }
 
 async fn rival(blob: &seed::Blob) -> Result<Copy> {
@@ -83,27 +116,38 @@ async fn rival(blob: &seed::Blob) -> Result<Copy> {
     })
 }
 
-fn figures(options: &Options, runs: &Runs<(Copy, Copy)>) -> Vec<Figure> {
+fn figures(
+    options: &Options,
+    read: &Runs<(Copy, Copy)>,
+    alone: &Runs<(Copy, Copy)>,
+) -> Vec<Figure> {
     let work = || {
         let mebibytes = options.copy_bytes() / MIB;
         format!("node to node on loopback, {mebibytes} MiB")
     };
-    vec![
+    let rate = |runs, what| {
+        let rate = |copy: &Copy| copy.bytes_per_second / 1e6;
+        let target = Target::AtLeast(0.9);
         Figure::ratio(
             runs,
-            (work(), "rate of the second node's client / TLS program"),
-            (Unit::MegabytesPerSecond, |copy: &Copy| {
-                copy.bytes_per_second / 1e6
-            }),
-            Target::AtLeast(0.9),
-        ),
+            (work(), what),
+            (Unit::MegabytesPerSecond, rate),
+            target,
+        )
+    };
+    let cpu = |runs, what| {
+        let cpu = |copy: &Copy| copy.cpu_seconds_per_gib;
         Figure::ratio(
             runs,
-            (work(), "CPU time of both sides / TLS program"),
-            (Unit::CpuSecondsPerGib, |copy: &Copy| {
-                copy.cpu_seconds_per_gib
-            }),
+            (work(), what),
+            (Unit::CpuSecondsPerGib, cpu),
             Target::None,
-        ),
+        )
+    };
+    vec![
+        rate(alone, "rate, nothing read before the end / TLS program"),
+        cpu(alone, "CPU time of both sides, nothing read / TLS program"),
+        rate(read, "rate of a client that reads all / TLS program"),
+        cpu(read, "CPU time of both sides, all read / TLS program"),
     ]
 }

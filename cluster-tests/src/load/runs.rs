@@ -170,6 +170,29 @@ impl<T> Run<T> {
     }
 }
 
+impl<A, B> Runs<(A, B)> {
+    /// Parts two measurements that were made in the same runs.
+    pub fn unzip(self) -> (Runs<A>, Runs<B>) {
+        let parted = self.runs.into_iter().map(|run| {
+            let (a, b) = run.value;
+            let shares = run.shares;
+            (Run { value: a, shares }, Run { value: b, shares })
+        });
+        let (a, b) = parted.unzip();
+        let can_be_void = self.can_be_void;
+        (
+            Runs {
+                runs: a,
+                can_be_void,
+            },
+            Runs {
+                runs: b,
+                can_be_void,
+            },
+        )
+    }
+}
+
 /// How a figure varies over the runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
