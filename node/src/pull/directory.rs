@@ -1,17 +1,18 @@
-//! What the other members have told of their holdings, and which of them mean to fetch what.
+//! What the other members have told of their holdings.
 //!
 //! A member's word counts for as long as its stream lives. That it holds something is believed at
 //! once, and found out by taking it; that it holds something *not* is believed only when it has
 //! told everything, by the placement that this node has as well. Until then it is asked, so
 //! differing views cost a question and never a second fetch.
 //!
-//! A question from a member that is about to ask an upstream leaves a trace here: of two that mean
-//! to fetch the same, one hears of the other although only one of them asks. This file keeps and
-//! looks up; `follow` listens, `neighbours` asks. Source: SPEC.md "Follow".
+//! A question from a member that is about to ask an upstream leaves a trace (`intents`): of two that
+//! mean to fetch the same, one hears of the other although only one of them asks. This file keeps
+//! and looks up; `follow` listens, `neighbours` asks. Source: SPEC.md "Follow".
+
+mod intents;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::placement::Key;
@@ -20,16 +21,11 @@ use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
+use intents::Intents;
+
 /// Most keys that are kept of all members together: some 40 MB, and the share of one of 150 members
 /// if each of them holds a million contents.
 const MAX_KEYS: usize = 2_000_000;
-
-/// How long a member's intent is kept: longer than fetches take. A trace that is too old costs a
-/// question, one that was dropped too early a second fetch.
-const INTENT_LIFETIME: Duration = Duration::from_secs(3600);
-
-/// Most intents that are kept of one member; one that has more is asked about everything.
-const MAX_INTENTS: usize = 4096;
 
 /// What is known of the members' holdings; clones share it.
 #[derive(Clone, Debug)]
@@ -43,7 +39,7 @@ struct Inner {
     /// How many keys all of them have told.
     keys: usize,
     max_keys: usize,
-    intents: HashMap<NodeId, Intents>,
+    intents: Intents,
 }
 
 /// What one member has told on the stream that it has now.
@@ -55,14 +51,6 @@ struct Told {
     in_sync: bool,
     /// Its keys were more than there is room for, and are not kept.
     too_much: bool,
-}
-
-/// What a member means to fetch, and until when that is remembered.
-#[derive(Debug, Default)]
-struct Intents {
-    keys: HashMap<Key, Instant>,
-    /// Set while there were too many to keep.
-    any_until: Option<Instant>,
 }
 
 /// What a member's word on some content is worth.
@@ -112,7 +100,7 @@ impl Directory {
             told: HashMap::new(),
             keys: 0,
             max_keys,
-            intents: HashMap::new(),
+            intents: Intents::default(),
         };
         Self {
             inner: Arc::new(Mutex::new(inner)),
@@ -132,16 +120,12 @@ impl Directory {
 
     /// Remembers that a member goes to an upstream unless somebody has this.
     pub(super) fn note_intent(&self, peer: NodeId, key: Key) {
-        let mut inner = self.inner.lock();
-        inner.intents.entry(peer).or_default().note(key);
+        self.inner.lock().intents.note(peer, key);
     }
 
     /// Returns the members that have stated since then that they mean to fetch this.
     pub(super) fn intending(&self, key: Key, since: Instant) -> Vec<NodeId> {
-        let inner = self.inner.lock();
-        let intending = inner.intents.iter();
-        let intending = intending.filter(|(_, own)| own.have_since(key, since));
-        intending.map(|(id, _)| *id).collect()
+        self.inner.lock().intents.stated_since(key, since)
     }
 
     /// Returns what a member's word on `key` is worth to a node with this placement.
@@ -153,7 +137,7 @@ impl Directory {
         if told.keys.contains(&key) {
             return Word::Holds;
         }
-        let means_to = inner.intents.get(peer).is_some_and(|own| own.have(key));
+        let means_to = inner.intents.include(peer, key);
         match told.is_current(placement) && !means_to {
             true => Word::HoldsNot,
             false => Word::Unknown,
@@ -162,7 +146,7 @@ impl Directory {
 
     /// Forgets what nodes meant that are no members any more.
     pub(super) fn retain(&self, is_member: impl Fn(&NodeId) -> bool) {
-        self.inner.lock().intents.retain(|id, _| is_member(id));
+        self.inner.lock().intents.retain(is_member);
     }
 
     /// Returns how much these members have told a node with this placement.
@@ -236,8 +220,9 @@ impl Inner {
                 told.keys.remove(key);
             }),
             HoldingsChange::Fetching(keys) => {
-                let intents = self.intents.entry(peer).or_default();
-                keys.into_iter().for_each(|key| intents.note(key));
+                for key in keys {
+                    self.intents.note(peer, key);
+                }
             }
             HoldingsChange::InSync => told.in_sync = true,
         }
@@ -264,45 +249,20 @@ impl Told {
     }
 }
 
-impl Intents {
-    fn note(&mut self, key: Key) {
-        let now = Instant::now();
-        if self.keys.len() >= MAX_INTENTS {
-            self.keys.retain(|_, until| *until > now);
-        }
-        let until = now + INTENT_LIFETIME;
-        if self.keys.len() >= MAX_INTENTS {
-            self.any_until = Some(until);
-            return;
-        }
-        self.keys.insert(key, until);
-    }
-
-    fn have(&self, key: Key) -> bool {
-        let now = Instant::now();
-        let any = self.any_until.is_some_and(|until| until > now);
-        any || self.keys.get(&key).is_some_and(|until| *until > now)
-    }
-
-    fn have_since(&self, key: Key, since: Instant) -> bool {
-        let until = self.keys.get(&key).copied().max(self.any_until);
-        until.is_some_and(|until| until >= since + INTENT_LIFETIME)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use millrace_protocol::oci::{Algorithm, Digest};
 
+    use super::intents::INTENT_LIFETIME;
     use super::*;
 
     const PLACEMENT: u64 = 7;
 
-    fn peer(number: u8) -> NodeId {
+    pub(super) fn peer(number: u8) -> NodeId {
         NodeId::new([number; 32])
     }
 
-    fn key(number: u32) -> Key {
+    pub(super) fn key(number: u32) -> Key {
         Key::of_digest(&Digest::of(Algorithm::Sha256, &number.to_le_bytes()))
     }
 
@@ -365,35 +325,6 @@ mod tests {
         assert_eq!(words, [Word::Unknown, Word::Unknown, Word::HoldsNot]);
         tokio::time::advance(INTENT_LIFETIME).await;
         assert_eq!([1, 2].map(word), [Word::HoldsNot; 2]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_has_stated_an_intent_lately_is_known() {
-        let directory = Directory::default();
-        directory.note_intent(peer(1), key(1));
-        tokio::time::advance(Duration::from_millis(1)).await;
-        let since = Instant::now();
-        directory.note_intent(peer(2), key(1));
-        directory.note_intent(peer(3), key(2));
-        assert_eq!(directory.intending(key(1), since), [peer(2)]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_means_to_fetch_too_much_is_asked_about_everything() {
-        let directory = Directory::default();
-        let _telling = in_sync(&directory, 1, keys(0..0));
-        for number in 0..=MAX_INTENTS {
-            directory.note_intent(peer(1), key(u32::try_from(number).expect("small")));
-        }
-        assert_eq!(
-            directory.word(&peer(1), key(u32::MAX), PLACEMENT),
-            Word::Unknown
-        );
-        tokio::time::advance(INTENT_LIFETIME).await;
-        assert_eq!(
-            directory.word(&peer(1), key(u32::MAX), PLACEMENT),
-            Word::HoldsNot
-        );
     }
 
     #[test]
