@@ -2,8 +2,10 @@
 //!
 //! It outlives the clients that caused it and is never slowed by one. It tries the origins that
 //! its waiters named, resumes by Range after a break, and opens further segments for readers far
-//! ahead. In a cluster it asks other nodes before an upstream. It does not decide what a client is
-//! told.
+//! ahead. In a cluster it asks other nodes before an upstream. Whether it may begin and go on is said
+//! by its `permit`. It does not decide what a client is told.
+
+mod permit;
 
 use std::sync::Arc;
 
@@ -11,7 +13,6 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::placement::Key;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::store::{Sidecar, Store};
@@ -25,12 +26,13 @@ use super::feed::Feed;
 use super::negative::{Negative, Wanted};
 use super::neighbours::Neighbours;
 use super::origin::Origin;
-use super::orphans::{Orphans, Place};
+use super::orphans::Orphans;
 use super::replicate::{Kind, Replicas};
 use super::sink::Sink;
 use super::table::Table;
 use super::transfer::{Phase, State, Supply, Transfer};
 use super::waits::Waits;
+use permit::Permit;
 
 /// What all fillers of a node share.
 #[derive(Clone, Debug)]
@@ -85,7 +87,7 @@ impl Fillers {
         let filler = Filler {
             shared: self.clone(),
             transfer: Arc::clone(transfer),
-            place: Mutex::default(),
+            permit: Permit::new(self, transfer),
         };
         self.tasks.spawn(span, filler.run(far));
     }
@@ -94,8 +96,7 @@ impl Fillers {
 struct Filler {
     shared: Fillers,
     transfer: Arc<Transfer>,
-    /// Among the orphans or copies, while it is one: until what it has is kept.
-    place: Mutex<Option<Place>>,
+    permit: Permit,
 }
 
 impl Filler {
@@ -133,7 +134,7 @@ impl Filler {
     /// Asks other nodes, then origins, until what is missing is here.
     async fn fill(&self, far: &mut mpsc::Receiver<u64>) -> Result<(), PullError> {
         loop {
-            self.admitted().await?;
+            self.permit.granted().await?;
             let sink = self.open_sink().await?;
             let supplied = match self.supply(&sink, far).await {
                 Ok(true) => return self.finish(&sink).await,
@@ -147,7 +148,7 @@ impl Filler {
             // finds it; whoever joined meanwhile is served from it, too.
             self.suspend(&sink).await;
             match supplied {
-                Err(PullError::Stopped) => self.leave()?,
+                Err(PullError::Stopped) => self.permit.leave()?,
                 Err(error) => return Err(error),
                 Ok(_) => drop(self.shared.table.next_candidate(&self.transfer)?),
             }
@@ -155,43 +156,6 @@ impl Filler {
                 // What was relayed is gone and cannot be hashed again: whoever asks next begins.
                 return Err(PullError::Stopped);
             }
-        }
-    }
-
-    /// Waits for a place, where this is for a copy and as long as it is nothing more.
-    ///
-    /// # Errors
-    /// It is to make way before it has begun.
-    async fn admitted(&self) -> Result<(), PullError> {
-        let mut waiters = self.transfer.watch_waiters();
-        loop {
-            let _queued = self.transfer.queue();
-            tokio::select! {
-                biased;
-                () = self.transfer.awaited() => return Ok(()),
-                place = self.shared.orphans.enter_copy() => {
-                    *self.place.lock() = Some(place);
-                    return Ok(());
-                }
-                () = self.shared.orphans.pressed() => {}
-                () = self.shared.tasks.stopping() => {}
-                // An error cannot be: the transfer is here.
-                _ = waiters.wait_for(|waiters| *waiters == 0) => {}
-            }
-            self.leave()?;
-        }
-    }
-
-    /// Ends the transfer, which is to make way, unless somebody waits for it by now.
-    ///
-    /// # Errors
-    /// It has ended.
-    fn leave(&self) -> Result<(), PullError> {
-        let is_over = self.shared.tasks.are_stopping() || self.shared.table.leave(&self.transfer);
-        if is_over {
-            Err(PullError::Stopped)
-        } else {
-            Ok(())
         }
     }
 
@@ -243,10 +207,10 @@ impl Filler {
             sink,
             neighbours,
         };
-        let unneeded = self.unneeded(sink);
+        let withdrawn = self.permit.withdrawn(sink);
         let borrowed = tokio::select! {
             borrowed = borrow.run(far) => borrowed,
-            error = unneeded => Err(error),
+            error = withdrawn => Err(error),
         };
         if !matches!(borrowed, Ok(true)) {
             self.transfer.change(|state| state.supply = Supply::Nobody);
@@ -293,8 +257,8 @@ impl Filler {
         };
         sink.settled().await;
         let mut segments = FuturesUnordered::new();
-        let unneeded = self.unneeded(sink);
-        tokio::pin!(unneeded);
+        let withdrawn = self.permit.withdrawn(sink);
+        tokio::pin!(withdrawn);
         loop {
             if segments.is_empty() {
                 let gap = self.transfer.change(State::claim);
@@ -315,7 +279,7 @@ impl Filler {
                         segments.push(feed.run(id));
                     }
                 }
-                error = &mut unneeded => return Err(Halt::Transfer(error)),
+                error = &mut withdrawn => return Err(Halt::Transfer(error)),
             }
         }
     }
@@ -326,51 +290,6 @@ impl Filler {
             Some(_) => position - position % CHUNK_BYTES,
             None => position,
         }
-    }
-
-    /// Resolves when the fill should stop although it could go on: the node stops, or nobody
-    /// waits and there are too many such fills, or others need the room.
-    ///
-    /// Who makes a copy waits for nothing, so it makes way as an orphan does.
-    async fn unneeded(&self, sink: &Sink) -> PullError {
-        let stopping = self.shared.tasks.stopping();
-        tokio::select! {
-            () = stopping => {}
-            () = self.orphaned(sink) => {}
-        }
-        PullError::Stopped
-    }
-
-    async fn orphaned(&self, sink: &Sink) {
-        let mut waiters = self.transfer.watch_waiters();
-        loop {
-            let pressed = self.shared.orphans.pressed();
-            let is_awaited = self.transfer.is_awaited();
-            let is_orphan = *waiters.borrow_and_update() == 0;
-            let is_spare = is_orphan || !is_awaited;
-            if is_spare && sink.is_relaying() {
-                return;
-            }
-            if is_orphan && !(is_awaited && self.has_place()) {
-                return;
-            }
-            if !is_spare {
-                *self.place.lock() = None;
-            }
-            tokio::select! {
-                changed = waiters.changed() => if changed.is_err() { return },
-                () = pressed, if is_spare => return,
-            }
-        }
-    }
-
-    /// Whether there is a place for it among the orphans; it has it then.
-    fn has_place(&self) -> bool {
-        let mut place = self.place.lock();
-        if place.is_none() {
-            *place = self.shared.orphans.enter();
-        }
-        place.is_some()
     }
 
     /// Verifies the digest of the whole and commits it.
