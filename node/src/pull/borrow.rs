@@ -98,7 +98,7 @@ impl Borrow<'_> {
                 Ended::Raised => {}
                 Ended::PassedOver => {
                     passed_over.push(hop);
-                    if self.neighbours.found_out(&hop.peer) == Some(FoundOut::wrong) {
+                    if self.neighbours.trust.found_out(&hop.peer) == Some(FoundOut::wrong) {
                         self.transfer.change(|state| state.is_doubted = true);
                     }
                 }

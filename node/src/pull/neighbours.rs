@@ -3,9 +3,12 @@
 //! Every hop is a pull-through cache of the next: this node, the owner of the key in its zone, its
 //! home, the upstream. A hop that is dead, slow or wrong is passed over; at last this node looks for
 //! members that hold the content, and then asks the upstream itself. The cluster can make a pull
-//! faster, it can never make it fail. This file chooses, `holders` asks; neither moves content.
+//! faster, it can never make it fail. This file chooses hops, `holders` asks who has it, `patience`
+//! says how long they are waited for and `trust` who is left out; none of them moves content.
 
 mod holders;
+mod patience;
+mod trust;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,48 +16,34 @@ use std::time::Duration;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::placement::Key;
-use millrace_protocol::wire::message::{BlobNews, Cause, Role};
-use moka::sync::Cache;
+use millrace_protocol::wire::message::Role;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::cluster::View;
-use crate::peer::{BlobStream, Members, PeerError, Peers};
+use crate::peer::{Members, PeerError, Peers};
 use crate::task::Tasks;
 
 use super::config::Config;
 use super::directory::{Directory, HoldingsStatus};
 use super::follow::Follower;
 use super::memory::Memory;
-use super::metrics::{FoundOut, HoldingsGauges, HopMetrics};
+use super::metrics::{HoldingsGauges, HopMetrics};
 use super::rank::Rank;
 
 pub(super) use holders::{Part, Whom};
-
-/// How long hops are tried, since one last brought a byte, before this node goes on alone. One that
-/// says that it is working is waited for; this bounds how long dead ones can hold up a pull.
-pub(super) const HOPS_PATIENCE: Duration = Duration::from_secs(8);
+pub(super) use patience::HOPS_PATIENCE;
+use trust::Trust;
 
 /// Most hops that are tried one after another without a byte: two owners, two homes.
 pub(super) const MAX_HOPS: usize = 4;
-
-/// How long a node that stated wrong content is not asked for content.
-const DISTRUST: Duration = Duration::from_secs(300);
-
-/// How long a node that stalled is not: it may only have been slow, and its disk may recover.
-const STALL_PAUSE: Duration = Duration::from_secs(60);
-
-/// Most nodes that are distrusted at a time; more than a cluster has.
-const MAX_DISTRUSTED: u64 = 256;
 
 /// The cluster around this node; clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Neighbours {
     members: Arc<dyn Members>,
     pub(super) peers: Peers,
-    /// Who is not asked for content, until when, and why.
-    distrusted: Cache<NodeId, (Instant, FoundOut)>,
+    pub(super) trust: Trust,
     /// What the others have told of their holdings.
     pub(super) directory: Directory,
     /// For the chunks that come from them.
@@ -78,19 +67,16 @@ impl Neighbours {
         memory: Memory,
         config: &Config,
     ) -> Self {
-        let distrusted = Cache::builder()
-            .max_capacity(MAX_DISTRUSTED)
-            .time_to_live(DISTRUST)
-            .build();
+        let metrics = HopMetrics::default();
         Self {
             members,
             peers,
-            distrusted,
+            trust: Trust::new(metrics.clone()),
             directory: Directory::default(),
             memory,
             holds_patience: config.holds_patience,
             hop_patience: config.hop_patience,
-            metrics: HopMetrics::default(),
+            metrics,
         }
     }
 
@@ -174,90 +160,6 @@ impl Neighbours {
         self.hops(key, Rank::Owner)
     }
 
-    /// Returns how long a hop that lives may bring nothing: it may wait for others, and those for
-    /// others still, so that who is next to the cause leaves it first.
-    pub(super) fn hop_patience(&self, role: Role) -> Duration {
-        let in_turn = match role {
-            Role::Holder => 1,
-            Role::Home => 2,
-            Role::Owner => 3,
-        };
-        self.hop_patience * in_turn
-    }
-
-    /// Waits for the first that a hop has to say, as long as it may take; one that gets nowhere is
-    /// then left alone.
-    ///
-    /// # Errors
-    /// `Stuck` when it says that, or says nothing but that it lives; else those of `asking`.
-    /// # Cancel safety
-    /// That of `asking`.
-    pub(super) async fn in_time<T>(
-        &self,
-        hop: Hop,
-        asking: impl Future<Output = Result<T, PeerError>>,
-    ) -> Result<T, PeerError> {
-        let peer = hop.peer;
-        let asked = timeout(self.hop_patience(hop.role), asking).await;
-        let answer = asked.unwrap_or(Err(PeerError::Stuck { peer }));
-        if matches!(answer, Err(PeerError::Stuck { .. })) {
-            self.leave_alone(peer);
-        }
-        answer
-    }
-
-    /// Waits for the next that a hop says of a blob, as long as it may take; one that gets nowhere is
-    /// then left alone.
-    ///
-    /// # Errors
-    /// As [`Neighbours::news_of_copy`].
-    /// # Cancel safety
-    /// No news are lost when dropped.
-    pub(super) async fn news_in_time(
-        &self,
-        hop: Hop,
-        news: &mut BlobStream,
-    ) -> Result<Option<BlobNews>, PeerError> {
-        let answer = self.news_of_copy(hop, news).await;
-        if matches!(answer, Err(PeerError::Stuck { .. })) {
-            self.leave_alone(hop.peer);
-        }
-        answer
-    }
-
-    /// As [`Neighbours::news_in_time`], of a copy: a hop may get nowhere with that because others go
-    /// first, here or there, and is asked again for what somebody waits for. While it says that it
-    /// waits for its turn, it is not stuck.
-    ///
-    /// # Errors
-    /// `Stuck` when it says nothing else but that it lives; else those of the stream.
-    /// # Cancel safety
-    /// No news are lost when dropped.
-    pub(super) async fn news_of_copy(
-        &self,
-        hop: Hop,
-        news: &mut BlobStream,
-    ) -> Result<Option<BlobNews>, PeerError> {
-        let Hop { peer, role } = hop;
-        let mut delays = news.delays();
-        let next = news.next();
-        tokio::pin!(next);
-        let mut since = Instant::now();
-        loop {
-            tokio::select! {
-                news = &mut next => break news,
-                Ok(()) = delays.changed() => {
-                    if *delays.borrow_and_update() == Cause::Turn {
-                        since = Instant::now();
-                    }
-                }
-                () = sleep_until(since + self.hop_patience(role)) => {
-                    break Err(PeerError::Stuck { peer });
-                }
-            }
-        }
-    }
-
     /// Notes that a hop could not help.
     pub(super) fn passed_over(&self, hop: Hop, error: &PeerError) {
         tracing::debug!(
@@ -267,46 +169,8 @@ impl Neighbours {
         self.metrics.count_passed_over(hop.role, error);
     }
 
-    /// Does not ask a node for content for a while.
-    pub(super) fn distrust(&self, peer: NodeId) {
-        tracing::warn!(peer.id = %peer.short(), "it stated wrong content; not asked for a while");
-        self.metrics.count_left_alone(FoundOut::wrong);
-        let until = Instant::now() + DISTRUST;
-        self.distrusted.insert(peer, (until, FoundOut::wrong));
-    }
-
-    /// Does not ask a node for content for a shorter while: it keeps this one waiting although it
-    /// lives.
-    pub(super) fn leave_alone(&self, peer: NodeId) {
-        tracing::warn!(peer.id = %peer.short(), "it stalls; not asked for a while");
-        self.metrics.count_left_alone(FoundOut::stalled);
-        if self.is_trusted(&peer) {
-            let until = Instant::now() + STALL_PAUSE;
-            self.distrusted.insert(peer, (until, FoundOut::stalled));
-        }
-    }
-
-    /// Returns the nodes that are not asked for content for a while, in order.
-    pub(super) fn distrusted(&self) -> Vec<NodeId> {
-        let known = self.distrusted.iter().map(|(id, _)| *id);
-        let mut distrusted: Vec<NodeId> = known.filter(|id| !self.is_trusted(id)).collect();
-        distrusted.sort();
-        distrusted
-    }
-
     fn is_usable(&self, peer: &NodeId) -> bool {
-        self.peers.is_reachable(peer) && self.is_trusted(peer)
-    }
-
-    /// Whether a node has not been found out of late.
-    pub(super) fn is_trusted(&self, peer: &NodeId) -> bool {
-        self.found_out(peer).is_none()
-    }
-
-    /// Returns what a node has been found out by of late.
-    pub(super) fn found_out(&self, peer: &NodeId) -> Option<FoundOut> {
-        let (until, reason) = self.distrusted.get(peer)?;
-        (until > Instant::now()).then_some(reason)
+        self.peers.is_reachable(peer) && self.trust.is_given(peer)
     }
 }
 

@@ -52,7 +52,7 @@ impl Puller {
             transfers: transfers.iter().map(|transfer| transfer.status()).collect(),
             holdings: self.inner.neighbours.as_ref().map(Neighbours::status),
             distrusted: match &self.inner.neighbours {
-                Some(neighbours) => neighbours.distrusted(),
+                Some(neighbours) => neighbours.trust.withdrawn(),
                 None => Vec::new(),
             },
         }

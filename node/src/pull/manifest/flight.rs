@@ -320,7 +320,7 @@ impl Manifests {
         if Digest::of(digest.algorithm(), &manifest.bytes) != *digest {
             // A signed schema 1 manifest is honest and cannot be verified all the same.
             if !manifest.media_type.is_schema1() {
-                neighbours.distrust(hop.peer);
+                neighbours.trust.distrust(hop.peer);
             }
             return None;
         }

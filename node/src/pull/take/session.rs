@@ -189,7 +189,7 @@ impl<'a> Session<'a> {
         let peer = self.hop.peer;
         if !self.take.is_copy {
             // Others go first there.
-            self.take.neighbours.leave_alone(peer);
+            self.take.neighbours.trust.leave_alone(peer);
         }
         self.take.passed_over(self.hop, &PeerError::Stuck { peer })
     }
@@ -275,7 +275,7 @@ impl<'a> Session<'a> {
             self.reading = None;
             self.taking.reading()?
         };
-        self.take.neighbours.leave_alone(culprit);
+        self.take.neighbours.trust.leave_alone(culprit);
         if culprit == self.hop.peer {
             return Some(Ended::PassedOver);
         }
@@ -331,7 +331,7 @@ impl<'a> Session<'a> {
             return Ok(Ended::PassedOver);
         }
         // Whatever it stated, nobody's bytes fit it.
-        self.take.neighbours.distrust(self.hop.peer);
+        self.take.neighbours.trust.distrust(self.hop.peer);
         match self.wrong_whole {
             // Only the digest can tell that a whole chain is wrong, and then so is all that was
             // taken by it.

@@ -85,7 +85,7 @@ impl Session<'_> {
                 self.taking.handle_wrong(source);
                 if source == self.hop.peer {
                     // Chain and chunk are both its own.
-                    self.take.neighbours.distrust(source);
+                    self.take.neighbours.trust.distrust(source);
                 }
                 return Ok(());
             }
@@ -106,7 +106,7 @@ impl Session<'_> {
         self.end_read_at_stretch();
         // Somebody else's chunk fits the chain, so it was the sender's fault.
         for (_, sender) in self.wrong.extract_if(.., |(wrong, _)| *wrong == index) {
-            self.take.neighbours.distrust(sender);
+            self.take.neighbours.trust.distrust(sender);
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Session<'_> {
                 // Chunk and check are both its own.
                 tracing::warn!(peer.id = %self.hop.peer.short(), index, "a far chunk is wrong");
                 neighbours.metrics.wrong_chunks.inc();
-                neighbours.distrust(self.hop.peer);
+                neighbours.trust.distrust(self.hop.peer);
                 self.lanes.bar();
             }
         }

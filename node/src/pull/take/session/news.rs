@@ -18,7 +18,7 @@ impl Session<'_> {
         let neighbours = self.take.neighbours;
         let me = neighbours.view().me();
         sources.retain(|source| *source != me && *source != self.hop.peer);
-        sources.retain(|source| neighbours.is_trusted(source));
+        sources.retain(|source| neighbours.trust.is_given(source));
         sources.push(self.hop.peer);
         self.taking.handle_sources(sources);
     }
@@ -73,7 +73,7 @@ impl Session<'_> {
     /// Gives up a hop that contradicts itself.
     pub(super) fn contradicted(&self, how: &'static str) -> Ended {
         tracing::warn!(peer.id = %self.hop.peer.short(), "{how}");
-        self.take.neighbours.distrust(self.hop.peer);
+        self.take.neighbours.trust.distrust(self.hop.peer);
         Ended::PassedOver
     }
 
@@ -114,7 +114,7 @@ impl Session<'_> {
         };
         // Both are the hop's word; where not, nobody knows who was wrong.
         if chunk.stated_by == Some(self.hop.peer) {
-            self.take.neighbours.distrust(self.hop.peer);
+            self.take.neighbours.trust.distrust(self.hop.peer);
         }
         let digest = transfer.digest;
         Err(Halt::Transfer(PullError::Contradicted { digest }))
