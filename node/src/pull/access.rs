@@ -10,11 +10,12 @@
 //! repository confirms it for `access_ttl`; a refusal takes the link away. While the upstream cannot
 //! be asked, the last confirmation counts for `access_grace`. What the upstream says depends on the
 //! node's credentials and not on who asks, so it is kept for each repository, under whatever rule
-//! the client came in. Who may read which repository is said in `rules`, what
-//! upstreams last said, and for how long that counts, in `standing`.
+//! the client came in. Who may read which repository is said in `rules`, what content was fetched
+//! as in `links`, what upstreams last said, and for how long that counts, in `standing`.
 
 mod ask;
 mod home;
+mod links;
 mod rules;
 mod standing;
 
@@ -24,11 +25,9 @@ use std::time::Duration;
 use millrace_protocol::access::Caller;
 use millrace_protocol::oci::{Digest, Reference};
 use millrace_protocol::placement::Key;
-use moka::sync::Cache;
 use tokio::time::Instant;
 
-use crate::store::{Provenance, Record, Store};
-use crate::upstream::FetchError;
+use crate::store::Provenance;
 
 use super::Surroundings;
 use super::config::Config;
@@ -39,11 +38,9 @@ use super::negative::{Negative, Wanted};
 use super::neighbours::{Hop, Neighbours};
 use super::origin::Origin;
 use super::transfer::Transfer;
+use links::Links;
 use rules::Rules;
 use standing::Standings;
-
-/// Most contents whose links are kept in memory; some 300 bytes each.
-const MAX_LINKS: u64 = 20_000;
 
 /// The check of a node; clones share it.
 #[derive(Clone, Debug)]
@@ -53,12 +50,11 @@ pub(super) struct Access {
 
 #[derive(Debug)]
 struct Inner {
-    store: Store,
     negative: Negative,
-    rules: Rules,
+    rules: Arc<Rules>,
     /// Whether anything is kept from anybody by the configuration.
     restricts: bool,
-    links: Cache<Digest, Links>,
+    links: Links,
     standings: Standings,
     /// The last part of the key: whether only the upstream is asked.
     checks: Flights<(Provenance, Digest, Form, bool), ()>,
@@ -91,23 +87,15 @@ pub(super) enum Proof {
     Absent,
 }
 
-/// What content was fetched as.
-#[derive(Clone, Debug)]
-struct Links {
-    /// Whether one of them is for everybody.
-    is_open: bool,
-    all: Arc<[Provenance]>,
-}
-
 impl Access {
     pub(super) fn new(config: &Config, surroundings: Surroundings) -> Self {
-        let rules = Rules::new(&config.access);
+        let rules = Arc::new(Rules::new(&config.access));
+        let restricts = config.has_credentials || rules.restrict();
         let inner = Inner {
-            store: surroundings.store,
             negative: surroundings.negative,
-            restricts: config.has_credentials || rules.restrict(),
+            links: Links::new(surroundings.store, Arc::clone(&rules), restricts),
             rules,
-            links: Cache::new(MAX_LINKS),
+            restricts,
             standings: Standings::new(config),
             checks: Flights::new(surroundings.tasks),
             neighbours: surroundings.neighbours,
@@ -135,22 +123,14 @@ impl Access {
         form: Form,
         deadline: Deadline,
     ) -> Result<Proof, PullError> {
-        let known = self.inner.links.get(digest);
-        if known.as_ref().is_some_and(|links| links.is_open) {
-            return Ok(Proof::Given);
-        }
         let own = origin.provenance();
-        let links = match known.filter(|links| links.all.contains(&own)) {
-            Some(links) => links,
-            None => match self.read(digest).await? {
-                Some(links) => links,
-                None => return Ok(Proof::Absent),
-            },
+        let Some(links) = self.inner.links.latest(digest, &own).await? else {
+            return Ok(Proof::Absent);
         };
         if links.is_open {
             return Ok(Proof::Given);
         }
-        let is_linked = links.all.contains(&own);
+        let is_linked = links.include(&own);
         let settling = self.settle(origin, (digest, form), is_linked, deadline);
         settling.await?;
         Ok(Proof::Given)
@@ -226,8 +206,8 @@ impl Access {
         let own = origin.provenance();
         let age = self.inner.standings.fresh_age(&own);
         if let Some(age) = age.filter(|age| *age < max_age)
-            && let Some(links) = self.read(digest).await?
-            && links.all.contains(&own)
+            && let Some(links) = self.inner.links.read(digest).await?
+            && links.include(&own)
         {
             return Ok(age);
         }
@@ -302,24 +282,6 @@ impl Access {
         millrace_protocol::access::permits(readers, caller)
     }
 
-    async fn read(&self, digest: &Digest) -> Result<Option<Links>, PullError> {
-        let links = match self.inner.store.links(digest).await? {
-            None => return Ok(None),
-            Some(Record::Known(all)) if !all.is_empty() => Links {
-                is_open: all.iter().any(|one| self.inner.rules.is_open(one)),
-                all: all.into(),
-            },
-            // It could be anybody's, because the record is lost or a peer did not know either;
-            // where nothing is kept from anybody it is given all the same.
-            Some(Record::Known(_) | Record::Lost) => Links {
-                is_open: !self.inner.restricts,
-                all: Arc::new([]),
-            },
-        };
-        self.inner.links.insert(*digest, links.clone());
-        Ok(Some(links))
-    }
-
     async fn question(
         self,
         origin: Origin,
@@ -335,50 +297,17 @@ impl Access {
         match &said {
             Ok(at) => {
                 self.inner.standings.confirm(own.clone(), *at);
-                self.linked(&digest, own).await;
+                self.inner.links.add(&digest, own).await;
             }
             Err(error) if error.is_denial() => {
                 let wanted = form.wanted(&digest);
                 self.inner.negative.remember(&origin, wanted, error);
                 self.inner.standings.refuse(&own, (digest, form), error);
-                if self.is_withdrawn(&digest, form, error).await {
-                    self.unlinked(&digest, own).await;
-                }
+                self.inner.links.refuse(&digest, own, form, error).await;
             }
             Err(_) => {}
         }
         said.map(drop)
-    }
-
-    async fn linked(&self, digest: &Digest, own: Provenance) {
-        let kept = self.inner.store.link(digest, own).await;
-        self.inner.links.invalidate(digest);
-        if let Err(error) = kept {
-            tracing::warn!(%error, blob.digest = %digest, "a link is not kept; it will be asked for again");
-        }
-    }
-
-    /// Whether a refusal in this form says that the repository has the content no more: what was
-    /// fetched as a manifest may never have been there as a blob, and the reverse.
-    async fn is_withdrawn(&self, digest: &Digest, form: Form, error: &PullError) -> bool {
-        if matches!(error, PullError::Fetch(FetchError::Denied { .. })) {
-            // That is about the repository, whatever was asked for.
-            return true;
-        }
-        let known = match self.inner.store.manifest(digest).await {
-            Ok(Some(_)) => Form::Manifest,
-            Ok(None) | Err(_) => Form::Blob,
-        };
-        form == known
-    }
-
-    /// Takes a link away.
-    async fn unlinked(&self, digest: &Digest, own: Provenance) {
-        let removed = self.inner.store.unlink(digest, own).await;
-        self.inner.links.invalidate(digest);
-        if let Err(error) = removed {
-            tracing::error!(%error, blob.digest = %digest, "a withdrawn link is still on disk");
-        }
     }
 }
 
