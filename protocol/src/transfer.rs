@@ -1,43 +1,21 @@
 //! From whom the next chunks of a blob are read: decisions of a node that takes it from peers.
 //!
-//! Time is counted from any moment that the caller chooses. A [`Taking`] is told what happens (`handle_*`) and says what to do next ([`Taking::poll`]). It
-//! reads from one source at a time, the first of the list that the owner gave, in the order in
-//! which readers need the chunks; it leaves a source that is gone, wrong, or too far behind what
-//! the owner is known to have, and comes back to one that was only slow. It moves no bytes, checks
-//! no chunk and reads no clock. Source: SPEC.md "Transfer".
+//! Time is counted from any moment that the caller chooses. A [`Taking`] is told what happens
+//! (`handle_*`) and says what to do next ([`Taking::poll`]). It reads from one source at a time, the
+//! first of the list that the owner gave, in the order in which readers need the chunks; it leaves a
+//! source that is gone, wrong, or too far behind what the owner is known to have, and comes back to
+//! one that was only slow (`sources`). It moves no bytes, checks no chunk and reads no clock.
+//! Source: SPEC.md "Transfer".
 
-use std::collections::BTreeMap;
+mod sources;
+
+use std::ops::Range;
 use std::time::Duration;
 
+use rangemap::RangeSet;
+
 use crate::node_id::NodeId;
-
-/// Most chunks of one read from the best source.
-const READ_CHUNKS: u32 = 64;
-
-/// Most chunks of one read from a source that helps out while a better one pauses: what it sends
-/// may be the second copy on its link.
-const HELP_CHUNKS: u32 = 4;
-
-/// How long a source that had nothing new, or no free slot, is left alone while others are tried.
-const SLOW_PAUSE: Duration = Duration::from_millis(500);
-
-/// How long a source that failed is left alone; doubled with each failure in a row.
-const FAILED_PAUSE: Duration = Duration::from_secs(2);
-
-/// Failures in a row after which a source is not tried again.
-const MAX_FAILURES: u32 = 3;
-
-/// How one source has behaved.
-#[derive(Clone, Copy, Debug, Default)]
-struct Conduct {
-    /// Not to be asked before.
-    paused_until: Option<Duration>,
-    failures: u32,
-    /// How often it had nothing new since a chunk last came from anybody.
-    idle: u32,
-    /// It sent a wrong chunk, or does not have the blob.
-    banned: bool,
-}
+use sources::{Choice, Sources};
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +41,11 @@ pub enum Step {
 #[derive(Clone, Debug)]
 pub struct Taking {
     chunks: u32,
-    /// Half-open runs of chunks that are here: start → end.
-    here: BTreeMap<u32, u32>,
+    /// Chunks that are here.
+    here: RangeSet<u32>,
     /// What is to be read next.
     wanted: u32,
-    sources: Vec<NodeId>,
-    conduct: BTreeMap<NodeId, Conduct>,
+    sources: Sources,
     /// The source that is being read, and the next chunk it will send.
     reading: Option<(NodeId, u32)>,
 }
@@ -78,10 +55,9 @@ impl Taking {
     pub fn new(chunks: u32) -> Self {
         Self {
             chunks,
-            here: BTreeMap::new(),
+            here: RangeSet::new(),
             wanted: 0,
-            sources: Vec::new(),
-            conduct: BTreeMap::new(),
+            sources: Sources::default(),
             reading: None,
         }
     }
@@ -93,8 +69,7 @@ impl Taking {
 
     /// Whether a source is not asked again.
     pub fn is_banned(&self, source: &NodeId) -> bool {
-        let conduct = self.conduct.get(source);
-        conduct.is_some_and(|conduct| conduct.banned)
+        self.sources.is_banned(source)
     }
 
     /// Whether every chunk is here.
@@ -104,35 +79,28 @@ impl Taking {
 
     /// Takes over whom to read from, best first.
     pub fn handle_sources(&mut self, sources: Vec<NodeId>) {
-        self.sources = sources;
+        self.sources.replace(sources);
     }
 
     /// Adds sources behind the known ones: somebody without a free slot has named them.
     pub fn handle_hint(&mut self, hinted: &[NodeId]) {
-        for source in hinted {
-            if !self.sources.contains(source) {
-                self.sources.push(*source);
-            }
-        }
+        self.sources.add(hinted);
     }
 
     /// Records that a chunk is here and right.
     pub fn handle_chunk(&mut self, index: u32) {
-        self.add(index, index + 1);
+        self.here.insert(index..index + 1);
         if let Some((source, next)) = &mut self.reading
             && *next == index
         {
             *next += 1;
-            self.conduct.entry(*source).or_default().failures = 0;
-            self.conduct
-                .values_mut()
-                .for_each(|conduct| conduct.idle = 0);
+            self.sources.gave(*source);
         }
     }
 
     /// Records that a chunk is here and right which came beside the running read.
     pub fn handle_chunk_of_lane(&mut self, index: u32) {
-        self.add(index, index + 1);
+        self.here.insert(index..index + 1);
     }
 
     /// Records that `index` is to be read next; a read that is running goes on.
@@ -148,26 +116,20 @@ impl Taking {
     /// Records that the source has nothing new yet, or no free slot.
     pub fn handle_not_yet(&mut self, now: Duration) {
         if let Some((source, _)) = self.reading.take() {
-            let conduct = self.conduct.entry(source).or_default();
-            conduct.paused_until = Some(now + SLOW_PAUSE);
-            conduct.idle += 1;
+            self.sources.was_idle(source, now);
         }
     }
 
     /// Records that the source could not be reached, fell silent or broke off.
     pub fn handle_failed(&mut self, now: Duration) {
         if let Some((source, _)) = self.reading.take() {
-            let conduct = self.conduct.entry(source).or_default();
-            let pause = FAILED_PAUSE * 2_u32.pow(conduct.failures.min(MAX_FAILURES));
-            conduct.failures += 1;
-            conduct.paused_until = Some(now + pause);
-            conduct.banned |= conduct.failures >= MAX_FAILURES;
+            self.sources.failed(source, now);
         }
     }
 
     /// Records that a source sent a wrong chunk, stalled, or does not have the blob: not asked again.
     pub fn handle_wrong(&mut self, source: NodeId) {
-        self.conduct.entry(source).or_default().banned = true;
+        self.sources.ban(source);
         self.reading.take_if(|(reading, _)| *reading == source);
     }
 
@@ -179,94 +141,39 @@ impl Taking {
         if self.reading.is_some() {
             return Step::Wait(None);
         }
-        let Some((first, end)) = self.next_range() else {
+        let Some(Range { start: first, end }) = self.next_range() else {
             return Step::Wait(None);
         };
-        match self.choose(now) {
-            Ok(source) => {
+        match self.sources.choose(now) {
+            Choice::Ask(source, most) => {
                 self.reading = Some((source, first));
-                let most = if self.is_best(&source) {
-                    READ_CHUNKS
-                } else {
-                    HELP_CHUNKS
-                };
+                let count = (end - first).min(most);
                 Step::Read {
                     source,
                     first,
-                    count: (end - first).min(most),
+                    count,
                 }
             }
-            Err(wait) => wait,
+            Choice::Pause(until) => Step::Wait(Some(until)),
+            Choice::Exhausted => Step::Exhausted,
         }
     }
 
     /// Returns the next missing run: from where readers are, else from the beginning.
-    fn next_range(&self) -> Option<(u32, u32)> {
+    fn next_range(&self) -> Option<Range<u32>> {
         self.missing_from(self.wanted)
             .or_else(|| self.missing_from(0))
     }
 
-    /// Returns whom to ask now, else when somebody may be: of those who had nothing new least often
-    /// the first. Else two that wait for each other's chunks, or for this node's, would be asked in
-    /// turns for ever, and the last of the list never.
-    fn choose(&self, now: Duration) -> Result<NodeId, Step> {
-        let mut earliest: Option<Duration> = None;
-        let mut best: Option<(u32, NodeId)> = None;
-        for source in &self.sources {
-            let conduct = self.conduct.get(source).copied().unwrap_or_default();
-            if conduct.banned {
-                continue;
-            }
-            match conduct.paused_until {
-                Some(until) if until > now => {
-                    earliest = Some(earliest.map_or(until, |known| known.min(until)));
-                }
-                _ if best.is_none_or(|(idle, _)| conduct.idle < idle) => {
-                    best = Some((conduct.idle, *source));
-                }
-                _ => {}
-            }
-        }
-        let none = earliest.map_or(Step::Exhausted, |until| Step::Wait(Some(until)));
-        best.map(|(_, source)| source).ok_or(none)
-    }
-
-    /// Whether every source before this one is out of the question.
-    fn is_best(&self, source: &NodeId) -> bool {
-        let is_banned = |source: &NodeId| self.conduct.get(source).is_some_and(|it| it.banned);
-        self.sources.iter().find(|known| !is_banned(known)) == Some(source)
-    }
-
     /// Returns the first run of missing chunks at or behind `from`.
-    fn missing_from(&self, from: u32) -> Option<(u32, u32)> {
-        let mut first = from;
-        if let Some((_, end)) = self.here.range(..=from).next_back() {
-            first = first.max(*end);
-        }
-        if first >= self.chunks {
-            return None;
-        }
-        let next = self.here.range(first..).next();
-        Some((first, next.map_or(self.chunks, |(start, _)| *start)))
-    }
-
-    fn add(&mut self, mut start: u32, mut end: u32) {
-        if let Some((&before, &until)) = self.here.range(..=start).next_back()
-            && until >= start
-        {
-            start = before;
-            end = end.max(until);
-        }
-        while let Some((&next, &until)) = self.here.range(start..=end).next() {
-            self.here.remove(&next);
-            end = end.max(until);
-        }
-        self.here.insert(start, end);
+    fn missing_from(&self, from: u32) -> Option<Range<u32>> {
+        self.here.gaps(&(from..self.chunks)).next()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::sources::{MAX_FAILURES, SLOW_PAUSE};
     use super::*;
 
     fn node(number: u8) -> NodeId {
@@ -366,7 +273,7 @@ mod tests {
         for index in [4, 0, 2, 1, 5] {
             taking.handle_chunk(index);
         }
-        assert_eq!(taking.missing_from(0), Some((3, 4)));
+        assert_eq!(taking.missing_from(0), Some(3..4));
         taking.handle_chunk(3);
         assert!(taking.is_complete());
     }

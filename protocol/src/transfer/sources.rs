@@ -1,0 +1,145 @@
+//! Whom chunks may be read from, how each source has behaved, and who is asked next.
+//!
+//! Which chunks are missing is `transfer`'s; a source is told nothing of what is thought of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::node_id::NodeId;
+
+/// Most chunks of one read from the best source.
+const READ_CHUNKS: u32 = 64;
+
+/// Most chunks of one read from a source that helps out while a better one pauses: what it sends
+/// may be the second copy on its link.
+const HELP_CHUNKS: u32 = 4;
+
+/// How long a source that had nothing new, or no free slot, is left alone while others are tried.
+pub(super) const SLOW_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a source that failed is left alone; doubled with each failure in a row.
+const FAILED_PAUSE: Duration = Duration::from_secs(2);
+
+/// Failures in a row after which a source is not tried again.
+pub(super) const MAX_FAILURES: u32 = 3;
+
+/// The sources of one blob.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sources {
+    /// Best first.
+    known: Vec<NodeId>,
+    /// Kept also of those that are not named any more.
+    conduct: BTreeMap<NodeId, Conduct>,
+}
+
+/// How one source has behaved.
+#[derive(Clone, Copy, Debug, Default)]
+struct Conduct {
+    /// Not to be asked before.
+    paused_until: Option<Duration>,
+    failures: u32,
+    /// How often it had nothing new since a chunk last came from anybody.
+    idle: u32,
+    /// It sent a wrong chunk, or does not have the blob.
+    banned: bool,
+}
+
+/// Whom to ask now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// This one, for so many chunks at most.
+    Ask(NodeId, u32),
+    /// Nobody before this time.
+    Pause(Duration),
+    /// Nobody any more.
+    Exhausted,
+}
+
+impl Sources {
+    /// Whether a source is not asked again.
+    pub(super) fn is_banned(&self, source: &NodeId) -> bool {
+        let conduct = self.conduct.get(source);
+        conduct.is_some_and(|conduct| conduct.banned)
+    }
+
+    /// Takes over whom to read from, best first.
+    pub(super) fn replace(&mut self, sources: Vec<NodeId>) {
+        self.known = sources;
+    }
+
+    /// Adds sources behind the known ones.
+    pub(super) fn add(&mut self, hinted: &[NodeId]) {
+        for source in hinted {
+            if !self.known.contains(source) {
+                self.known.push(*source);
+            }
+        }
+    }
+
+    /// Notes that a source sent a chunk that was asked of it.
+    pub(super) fn gave(&mut self, source: NodeId) {
+        self.conduct.entry(source).or_default().failures = 0;
+        self.conduct
+            .values_mut()
+            .for_each(|conduct| conduct.idle = 0);
+    }
+
+    /// Leaves a source alone that had nothing new, or no free slot.
+    pub(super) fn was_idle(&mut self, source: NodeId, now: Duration) {
+        let conduct = self.conduct.entry(source).or_default();
+        conduct.paused_until = Some(now + SLOW_PAUSE);
+        conduct.idle += 1;
+    }
+
+    /// Leaves a source alone that failed, in the end for good.
+    pub(super) fn failed(&mut self, source: NodeId, now: Duration) {
+        let conduct = self.conduct.entry(source).or_default();
+        let pause = FAILED_PAUSE * 2_u32.pow(conduct.failures.min(MAX_FAILURES));
+        conduct.failures += 1;
+        conduct.paused_until = Some(now + pause);
+        conduct.banned |= conduct.failures >= MAX_FAILURES;
+    }
+
+    /// Does not ask a source again.
+    pub(super) fn ban(&mut self, source: NodeId) {
+        self.conduct.entry(source).or_default().banned = true;
+    }
+
+    /// Returns whom to ask now, else when somebody may be: of those who had nothing new least often
+    /// the first. Else two that wait for each other's chunks, or for this node's, would be asked in
+    /// turns for ever, and the last of the list never.
+    pub(super) fn choose(&self, now: Duration) -> Choice {
+        let mut earliest: Option<Duration> = None;
+        let mut best: Option<(u32, NodeId)> = None;
+        for source in &self.known {
+            let conduct = self.conduct.get(source).copied().unwrap_or_default();
+            if conduct.banned {
+                continue;
+            }
+            match conduct.paused_until {
+                Some(until) if until > now => {
+                    earliest = Some(earliest.map_or(until, |known| known.min(until)));
+                }
+                _ if best.is_none_or(|(idle, _)| conduct.idle < idle) => {
+                    best = Some((conduct.idle, *source));
+                }
+                _ => {}
+            }
+        }
+        match (best, earliest) {
+            (Some((_, source)), _) => Choice::Ask(source, self.most(&source)),
+            (None, Some(until)) => Choice::Pause(until),
+            (None, None) => Choice::Exhausted,
+        }
+    }
+
+    /// Returns how many chunks are read of a source at a time: few, unless every source before it
+    /// is out of the question.
+    fn most(&self, source: &NodeId) -> u32 {
+        let mut usable = self.known.iter().filter(|known| !self.is_banned(known));
+        match usable.next() == Some(source) {
+            true => READ_CHUNKS,
+            false => HELP_CHUNKS,
+        }
+    }
+}
