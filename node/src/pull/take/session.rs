@@ -2,12 +2,12 @@
 //!
 //! Four things go on at a time: news of the hop, the next chunk of a source, the writes of
 //! those before it, and what `lanes` takes for readers far ahead. This file waits for them and
-//! decides what is next; what follows from news is in `news`, from chunks in `arrivals`.
+//! decides what is next; what follows from news is in `news`, from chunks in `arrivals`, from
+//! silence in `stall`.
 
 mod arrivals;
 mod news;
-
-use std::time::Duration;
+mod stall;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -29,11 +29,7 @@ use crate::pull::transfer::State;
 
 use super::lanes::{Claimed, Lanes};
 use super::writes::Writes;
-use super::{Ended, STALLED, Take, range};
-
-/// How long the hop may owe the check value of a chunk that has come, with no other value: as long
-/// as a peer may say nothing, because nobody sends a chunk before its value is known to all.
-const OWED: Duration = Duration::from_secs(3);
+use super::{Ended, Take, range};
 
 type Reading = BoxFuture<'static, (Option<ChunkStream>, Result<ChunkEvent, PeerError>)>;
 
@@ -141,8 +137,7 @@ impl<'a> Session<'a> {
                 }
             };
             self.make_room(&share);
-            let stalled = self.heard + self.patience();
-            let stuck = self.got_on + self.take.neighbours.hop_patience(self.hop.role);
+            let (stalls_at, stuck_at) = (self.stalls_at(), self.stuck_at());
             tokio::select! {
                 news = next_news(&mut self.news) => {
                     if let Some(ended) = self.handle_news(news) {
@@ -150,21 +145,14 @@ impl<'a> Session<'a> {
                     }
                     self.confirm()?;
                 }
-                Ok(()) = self.delays.changed() => {
-                    if *self.delays.borrow_and_update() == Cause::Turn {
-                        self.got_on = Instant::now();
-                    }
-                }
+                Ok(()) = self.delays.changed() => self.handle_delay(),
                 (stream, event) = resolve(self.reading.as_mut()), if self.room.is_some() => {
                     self.reading = None;
                     self.handle_event(stream, event);
                 }
                 written = self.writes.next() => {
-                    for (chunk, checked) in written.map_err(Halt::Transfer)? {
-                        self.handle_checked(chunk, checked).await?;
-                    }
-                    if self.hop_is_wrong() {
-                        return Ok(Ended::PassedOver);
+                    if let Some(ended) = self.handle_written(written).await? {
+                        return Ok(ended);
                     }
                 }
                 event = self.lanes.next() => {
@@ -172,26 +160,16 @@ impl<'a> Session<'a> {
                 }
                 Some(position) = far.recv() => self.lanes.begin(position),
                 () = sleep_until(due.map(|due| self.began + due)), if due.is_some() => {}
-                () = tokio::time::sleep_until(stalled), if self.is_waiting() => {
+                () = tokio::time::sleep_until(stalls_at), if self.is_waiting() => {
                     if let Some(ended) = self.handle_stalled() {
                         return Ok(ended);
                     }
                 }
-                () = tokio::time::sleep_until(stuck), if !self.writes.are_running() => {
+                () = tokio::time::sleep_until(stuck_at), if !self.writes.are_running() => {
                     return Ok(self.stuck());
                 }
             }
         }
-    }
-
-    /// Leaves a hop that lives and says *not yet* and no more: its own hop, or its disk, may be stuck.
-    fn stuck(&self) -> Ended {
-        let peer = self.hop.peer;
-        if !self.take.is_copy {
-            // Others go first there.
-            self.take.neighbours.trust.leave_alone(peer);
-        }
-        self.take.passed_over(self.hop, &PeerError::Stuck { peer })
     }
 
     /// Makes room for the next chunk: the take's own as soon as that is free, else what nobody else
@@ -249,38 +227,6 @@ impl<'a> Session<'a> {
             self.writes.clear_waiting();
             self.taking.handle_done();
         }
-    }
-
-    /// Whether the next chunk is waited for, or its check value, and nothing else.
-    fn is_waiting(&self) -> bool {
-        (self.reading.is_some() || self.writes.are_waiting()) && !self.writes.are_running()
-    }
-
-    /// Returns how long what is waited for may take.
-    fn patience(&self) -> Duration {
-        if self.writes.are_waiting() {
-            OWED
-        } else {
-            STALLED
-        }
-    }
-
-    /// Leaves whoever keeps this node waiting: it lives, and is of no use. Returns how the session
-    /// ends if it does.
-    fn handle_stalled(&mut self) -> Option<Ended> {
-        let culprit = if self.writes.are_waiting() {
-            // Nobody sends a chunk before its check value has been told to all.
-            self.hop.peer
-        } else {
-            self.reading = None;
-            self.taking.reading()?
-        };
-        self.take.neighbours.trust.leave_alone(culprit);
-        if culprit == self.hop.peer {
-            return Some(Ended::PassedOver);
-        }
-        self.taking.handle_wrong(culprit);
-        None
     }
 
     fn chunks(&self) -> u32 {

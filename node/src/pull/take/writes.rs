@@ -34,7 +34,7 @@ pub(super) struct Chunk {
 }
 
 /// What came of a batch: its chunks up to the first wrong one.
-type Written = Result<Vec<(Chunk, Checked)>, PullError>;
+pub(super) type Written = Result<Vec<(Chunk, Checked)>, PullError>;
 
 /// The chunks of one session.
 pub(super) struct Writes<'a> {

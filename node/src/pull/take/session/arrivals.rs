@@ -4,6 +4,7 @@
 
 use futures_util::FutureExt;
 use millrace_protocol::node_id::NodeId;
+use millrace_protocol::oci::Digest;
 use tokio::time::Instant;
 
 use crate::peer::{ChunkEvent, ChunkStream, PeerError};
@@ -11,8 +12,8 @@ use crate::pull::fill::Halt;
 use crate::pull::relay::relay;
 use crate::pull::sink::{Checked, Taken};
 use crate::pull::take::lanes::{Claimed, LaneEvent};
-use crate::pull::take::range;
-use crate::pull::take::writes::Chunk;
+use crate::pull::take::writes::{Chunk, Written};
+use crate::pull::take::{Ended, range};
 use crate::pull::transfer::State;
 
 use super::{Session, next_event};
@@ -59,12 +60,23 @@ impl Session<'_> {
         }
     }
 
-    pub(super) async fn handle_checked(
-        &mut self,
-        chunk: Chunk,
-        checked: Checked,
-    ) -> Result<(), Halt> {
-        let Chunk { source, index, .. } = chunk;
+    /// Takes over what came of a batch. Returns how the session ends if it does.
+    ///
+    /// # Errors
+    /// It could not be stored, or those of [`Session::confirm`].
+    pub(super) async fn handle_written(&mut self, written: Written) -> Result<Option<Ended>, Halt> {
+        for (chunk, checked) in written.map_err(Halt::Transfer)? {
+            match checked {
+                Checked::Right(taken) => self.handle_right(&chunk, taken).await?,
+                Checked::Wrong(whole) => self.handle_wrong(&chunk, whole),
+            }
+        }
+        Ok(self.hop_is_wrong().then_some(Ended::PassedOver))
+    }
+
+    /// Takes over a chunk that fits the chain.
+    async fn handle_right(&mut self, chunk: &Chunk, taken: Taken) -> Result<(), Halt> {
+        let index = chunk.index;
         let range = range(index, self.size);
         let length = range.end - range.start;
         let transfer = self.take.transfer;
@@ -74,26 +86,12 @@ impl Session<'_> {
                 state.advance(stretch, position);
             }
         };
-        match checked {
-            Checked::Wrong(whole) => {
-                tracing::warn!(peer.id = %source.short(), index, "a peer sent a wrong chunk");
-                self.take.neighbours.metrics.wrong_chunks.inc();
-                self.wrong.push((index, source));
-                self.wrong_whole = whole.or(self.wrong_whole);
-                self.reading = None;
-                self.writes.clear_waiting();
-                self.taking.handle_wrong(source);
-                if source == self.hop.peer {
-                    // Chain and chunk are both its own.
-                    self.take.neighbours.trust.distrust(source);
-                }
-                return Ok(());
-            }
-            Checked::Right(Taken::Relayed(chunks)) => {
+        match taken {
+            Taken::Relayed(chunks) => {
                 let relayed = relay(transfer, range.start, chunks, advance).await;
                 relayed.map_err(Halt::Transfer)?;
             }
-            Checked::Right(Taken::Written) => transfer.change(|state| {
+            Taken::Written => transfer.change(|state| {
                 state.written.insert(range.clone());
                 advance(state, range.end);
             }),
@@ -111,10 +109,27 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Leaves who sent a chunk that does not fit the chain. Whether it is that which is wrong shows
+    /// when somebody else's fits, or none does.
+    fn handle_wrong(&mut self, chunk: &Chunk, whole: Option<Digest>) {
+        let Chunk { source, index, .. } = *chunk;
+        tracing::warn!(peer.id = %source.short(), index, "a peer sent a wrong chunk");
+        self.take.neighbours.metrics.wrong_chunks.inc();
+        self.wrong.push((index, source));
+        self.wrong_whole = whole.or(self.wrong_whole);
+        self.reading = None;
+        self.writes.clear_waiting();
+        self.taking.handle_wrong(source);
+        if source == self.hop.peer {
+            // Chain and chunk are both its own.
+            self.take.neighbours.trust.distrust(source);
+        }
+    }
+
     /// Whether the hop has sent a chunk that does not fit the chain that it states. Those whom it
     /// has named take from it as well and may wait for this node, so they are not turned to. Of a
     /// last chunk only the digest can tell, and whoever else has it may be right.
-    pub(super) fn hop_is_wrong(&self) -> bool {
+    fn hop_is_wrong(&self) -> bool {
         let hop = self.hop.peer;
         self.wrong_whole.is_none() && self.wrong.iter().any(|(_, sender)| *sender == hop)
     }
