@@ -112,8 +112,7 @@ impl Node {
             readiness: readiness.clone(),
             metrics: prometheus.enabled.then_some((prometheus.path, metrics)),
         };
-        let admin_stop = CancellationToken::new();
-        serve_admin(&tasks, debug, admin, admin_stop.clone());
+        let admin_stop = serve_admin(&tasks, debug, admin);
         readiness.done(OPENING_STORE);
         if let Some(neighbourhood) = &neighbourhood {
             let answers = Supplier::new(puller.clone(), upstreams.clone());
@@ -122,12 +121,7 @@ impl Node {
         }
         let door = registry.serve(doors.all());
         readiness.done(FINDING_OTHERS);
-        for listener in &listeners {
-            tracing::info!(
-                address = %listener.address, admits = listener.admits,
-                "listening for {}", listener.name
-            );
-        }
+        listeners.iter().for_each(log_listener);
         Ok(Self {
             tasks,
             readiness,
@@ -191,14 +185,25 @@ fn listener(name: &'static str, listener: &TcpListener, admits: &'static str) ->
     }
 }
 
-fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin, stop: CancellationToken) {
+fn log_listener(listener: &Listener) {
+    tracing::info!(
+        address = %listener.address, admits = listener.admits,
+        "listening for {}", listener.name
+    );
+}
+
+/// Serves the operators' door until what is returned is cancelled.
+fn serve_admin(tasks: &Tasks, listener: TcpListener, admin: Admin) -> CancellationToken {
     let router = admin.router();
+    let stop = CancellationToken::new();
+    let stopped = stop.clone().cancelled_owned();
     tasks.spawn(tracing::info_span!("admin"), async move {
-        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stopped);
         if let Err(error) = serving.await {
             tracing::error!(%error, "the debug address is no longer served");
         }
     });
+    stop
 }
 
 fn store_config(config: &Config) -> store::Config {

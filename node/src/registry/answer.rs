@@ -16,8 +16,7 @@ use super::body::Content;
 pub(super) static DOCKER_CONTENT_DIGEST: HeaderName =
     HeaderName::from_static("docker-content-digest");
 /// Version of the API; old clients look for it.
-pub(super) static API_VERSION: HeaderName =
-    HeaderName::from_static("docker-distribution-api-version");
+static API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 /// Name of the upstream that the request was resolved to.
 pub(super) static OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 /// What a list of referrers was filtered by.
@@ -73,6 +72,19 @@ impl Answer {
         self.headers.insert(&MILLRACE_SOURCE, value);
         self.source = Some(source);
         self
+    }
+
+    /// Adds what every answer has, and takes away the content that was not asked for.
+    pub(super) fn complete(&mut self, is_head: bool) {
+        let version = HeaderValue::from_static("registry/2.0");
+        self.headers.insert(&API_VERSION, version);
+        if is_head {
+            self.content = Content::Empty;
+        } else if matches!(self.content, Content::Empty) && self.status != StatusCode::NOT_MODIFIED
+        {
+            self.headers
+                .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, USER_AGENT};
+use http::header::{HeaderMap, HeaderValue, USER_AGENT};
 use http::{Method, Request, Response, StatusCode};
 use millrace_protocol::oci::route::{Endpoint, Resource, Route, Upstream as Named, decode_path};
 use millrace_protocol::oci::{ErrorCode, InvalidReference};
@@ -15,9 +15,9 @@ use crate::pull::{Origin, Source};
 use crate::upstream::Upstream;
 
 use super::activity::Activity;
-use super::answer::{API_VERSION, Answer, OCI_NAMESPACE};
+use super::answer::{Answer, OCI_NAMESPACE};
 use super::auth::{Caller, Htpasswd, Refused};
-use super::body::{Access, Body, Content};
+use super::body::{Access, Body};
 use super::greet::Guest;
 use super::metrics::Answered;
 use super::respond::{self, Failure};
@@ -63,18 +63,7 @@ impl Registry {
                 ("refused", self.fail(&failure, &request.headers))
             }
         };
-        let version = HeaderValue::from_static("registry/2.0");
-        answer.headers.insert(&API_VERSION, version);
-        let is_head = request.method == Method::HEAD;
-        if is_head {
-            answer.content = Content::Empty;
-        } else if matches!(answer.content, Content::Empty)
-            && answer.status != StatusCode::NOT_MODIFIED
-        {
-            answer
-                .headers
-                .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
+        answer.complete(request.method == Method::HEAD);
         let first_byte = began.elapsed();
         let answered = Answered {
             endpoint,
@@ -167,12 +156,7 @@ impl Registry {
                 ErrorCode::NameUnknown,
                 format!("upstream {name} is not configured"),
             )),
-            (Endpoint::Catalog, _) => {
-                let upstream = self.upstream(route).map(Upstream::name);
-                let mut names = self.inner.puller.repositories().await;
-                names.retain(|name| self.may_list(name, asked.caller));
-                Ok(tags::catalog(&names, upstream, route, asked.query))
-            }
+            (Endpoint::Catalog, _) => Ok(self.catalog(route, asked).await),
             (
                 Endpoint::Repository {
                     name,
@@ -181,24 +165,27 @@ impl Registry {
                 },
                 Named::Known(_) | Named::Default,
             ) => {
-                let repository = repository
-                    .clone()
-                    .map_err(|_| Failure::code(ErrorCode::NameInvalid))?;
+                let invalid = |_| Failure::code(ErrorCode::NameInvalid);
+                let repository = repository.clone().map_err(invalid)?;
                 let upstream = self.upstream(route).unwrap_or(&self.inner.default_upstream);
                 let origin = Origin {
                     repository: upstream.canonical(repository),
                     upstream: upstream.clone(),
                 };
-                if !self
-                    .inner
-                    .puller
-                    .permits(&origin, &asked.caller.for_rules())
-                {
+                let caller = asked.caller.for_rules();
+                if !self.inner.puller.permits(&origin, &caller) {
                     return Err(kept_back(resource));
                 }
                 self.content(route, (name, resource), &origin, asked).await
             }
         }
+    }
+
+    async fn catalog(&self, route: &Route<'_, Upstream>, asked: &Asked<'_>) -> Answer {
+        let upstream = self.upstream(route).map(Upstream::name);
+        let mut names = self.inner.puller.repositories().await;
+        names.retain(|name| self.may_list(name, asked.caller));
+        tags::catalog(&names, upstream, route, asked.query)
     }
 
     fn may_list(&self, name: &str, caller: &Caller) -> bool {

@@ -124,27 +124,32 @@ impl UpstreamConfig {
         }
         self.check_credentials()
             .map_err(|(key, problem)| at(key, problem))?;
+        self.check_bounds()
+            .map_err(|(key, problem)| at(key, problem))?;
+        Ok(endpoints)
+    }
+
+    fn check_bounds(&self) -> Result<(), (&'static str, Problem)> {
         if self.max_requests == 0 {
-            return Err(at("max_requests", Problem::Zero));
+            return Err(("max_requests", Problem::Zero));
         }
-        if self
-            .max_downloads
-            .is_some_and(|most| most < self.max_requests)
-        {
+        let least = self.max_requests;
+        if self.max_downloads.is_some_and(|most| most < least) {
             let than = "max_requests";
-            return Err(at("max_downloads", Problem::Less { than }));
+            return Err(("max_downloads", Problem::Less { than }));
         }
         let Timeouts {
             connect,
             response,
             idle,
         } = &self.timeouts;
-        for (key, timeout) in [("connect", connect), ("response", response), ("idle", idle)] {
-            if timeout.is_zero() {
-                return Err(at(&format!("timeouts.{key}"), Problem::Zero));
-            }
-        }
-        Ok(endpoints)
+        let timeouts = [
+            ("timeouts.connect", connect),
+            ("timeouts.response", response),
+            ("timeouts.idle", idle),
+        ];
+        let zero = timeouts.into_iter().find(|(_, timeout)| timeout.is_zero());
+        zero.map_or(Ok(()), |(key, _)| Err((key, Problem::Zero)))
     }
 
     fn check_credentials(&self) -> Result<(), (&'static str, Problem)> {

@@ -8,9 +8,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream, SelectAll};
 use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
+use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::ReadChunks;
 use tokio::sync::watch;
 
@@ -193,44 +195,56 @@ impl<'a> Lane<'a> {
                 // Somebody else's meanwhile.
                 Ok(LaneEvent::Ended)
             }
-            Ok(Some(ChunkEvent::Chunk { index, bytes })) => {
-                let Some(check) = self.check(index).await else {
-                    return Ok(LaneEvent::Ended);
-                };
-                let start = u64::from(index) * CHUNK_BYTES;
-                if !self.has_room(index).await? {
-                    return Ok(LaneEvent::Ended);
-                }
-                let sink = self.take.sink;
-                let written = self.take.transfer.state().written.clone();
-                let chunk = Arrived {
-                    offset: start,
-                    bytes,
-                    check,
-                };
-                let checked = sink.take_checked(vec![chunk], written).await?;
-                let [checked] = &checked[..] else {
-                    return Ok(LaneEvent::Ended);
-                };
-                Ok(self.show(index, checked, None))
-            }
+            Ok(Some(ChunkEvent::Chunk { index, bytes })) => self.take_chained(index, bytes).await,
             Ok(Some(ChunkEvent::Far {
                 index,
                 bytes,
                 digest,
-            })) => {
-                let start = u64::from(index) * CHUNK_BYTES;
-                if !self.has_room(index).await? {
-                    return Ok(LaneEvent::Ended);
-                }
-                let sink = self.take.sink;
-                let checked = sink.take_far(start, bytes, digest).await?;
-                let stated_by = Some(self.hop.peer);
-                Ok(self.show(index, &checked, Some(FarChunk { digest, stated_by })))
-            }
+            })) => self.take_far(index, bytes, digest).await,
             // Whoever still waits asks for another lane.
             _ => Ok(LaneEvent::Ended),
         }
+    }
+
+    /// Takes a chunk that the chain has come to.
+    async fn take_chained(
+        &mut self,
+        index: u32,
+        bytes: Vec<Bytes>,
+    ) -> Result<LaneEvent, PullError> {
+        let Some(check) = self.check(index).await else {
+            return Ok(LaneEvent::Ended);
+        };
+        if !self.has_room(index).await? {
+            return Ok(LaneEvent::Ended);
+        }
+        let written = self.take.transfer.state().written.clone();
+        let chunk = Arrived {
+            offset: u64::from(index) * CHUNK_BYTES,
+            bytes,
+            check,
+        };
+        let checked = self.take.sink.take_checked(vec![chunk], written).await?;
+        let [checked] = &checked[..] else {
+            return Ok(LaneEvent::Ended);
+        };
+        Ok(self.show(index, checked, None))
+    }
+
+    /// Takes a chunk that has a digest of its own.
+    async fn take_far(
+        &mut self,
+        index: u32,
+        bytes: Vec<Bytes>,
+        digest: Digest,
+    ) -> Result<LaneEvent, PullError> {
+        if !self.has_room(index).await? {
+            return Ok(LaneEvent::Ended);
+        }
+        let start = u64::from(index) * CHUNK_BYTES;
+        let checked = self.take.sink.take_far(start, bytes, digest).await?;
+        let stated_by = Some(self.hop.peer);
+        Ok(self.show(index, &checked, Some(FarChunk { digest, stated_by })))
     }
 
     /// Whether the disk has room for a chunk; only the lane ends for want of it.
