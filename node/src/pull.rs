@@ -17,6 +17,7 @@ mod blob;
 mod borrow;
 mod candidates;
 mod chains;
+mod claimed;
 mod config;
 mod deadline;
 mod directory;

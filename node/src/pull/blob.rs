@@ -135,11 +135,12 @@ impl OpenBlob {
         let reader = match &self.content {
             Content::Stored(blob) => Reader::of_stored(blob, range),
             Content::Growing(waiter) => {
-                let is_past = waiter.transfer.state().is_out_of_window(range.start);
-                if is_past {
-                    Reader::of_answer(self.ask_past(range.start).await?, range)
-                } else {
-                    Reader::of_growing(waiter, range)
+                let reader = Reader::of_growing(waiter, range.clone());
+                match BlobBody::begin(reader).await {
+                    Err(PullError::FellBehind) => {
+                        Reader::of_answer(self.ask_past(range.start).await?, range)
+                    }
+                    begun => return begun,
                 }
             }
         };

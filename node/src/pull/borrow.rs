@@ -92,7 +92,7 @@ impl Borrow<'_> {
             if self.transfer.candidates().are_exhausted() {
                 break;
             }
-            let before = self.transfer.state().written_bytes();
+            let before = self.transfer.state().here_bytes();
             match self.through(hop, rank, far).await? {
                 Ended::Complete => return Ok(true),
                 Ended::Raised => {}
@@ -104,7 +104,7 @@ impl Borrow<'_> {
                 }
             }
             in_vain += 1;
-            if self.transfer.state().written_bytes() > before {
+            if self.transfer.state().here_bytes() > before {
                 in_vain = 0;
                 deadline = Instant::now() + HOPS_PATIENCE;
             }

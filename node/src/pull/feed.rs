@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::store::StoreError;
 use crate::upstream::{BlobBody, Defect, FetchError, Retry, Subject};
 
+use super::claimed::Claimed;
 use super::error::PullError;
 use super::fill::Halt;
 use super::origin::Origin;
@@ -52,27 +53,23 @@ impl Feed<'_> {
     /// The end may move closer meanwhile, when a reader far ahead splits the segment.
     ///
     /// # Errors
-    /// [`Halt`]; the segment is ended and what it lacks can be claimed again.
-    pub(super) async fn run(self, id: SegmentId) -> Result<(), Halt> {
-        let result = self.run_to_end(id).await;
-        self.transfer.change(|state| state.segments.finish(id));
-        result
-    }
-
-    async fn run_to_end(self, id: SegmentId) -> Result<(), Halt> {
+    /// [`Halt`]. What the segment lacks can be claimed again.
+    /// # Cancel safety
+    /// So it can when the future is dropped.
+    pub(super) async fn run(self, segment: Claimed<'_>) -> Result<(), Halt> {
         let mut attempts = backoff();
         loop {
-            let (position, end) = self.bounds(id);
+            let (position, end) = segment.bounds();
             if position >= end {
                 return Ok(());
             }
-            let Err(halt) = self.attempt(id, position).await else {
+            let Err(halt) = self.attempt(segment.id(), position).await else {
                 continue;
             };
             let Halt::Origin(error) = &halt else {
                 return Err(halt);
             };
-            if self.bounds(id).0 > position {
+            if segment.bounds().0 > position {
                 attempts = backoff();
             }
             let flows = matches!(self.transfer.state().phase, Phase::Flowing);
@@ -85,10 +82,6 @@ impl Feed<'_> {
             tracing::info!(%error, origin = %self.origin, position, "the body broke; resuming");
             tokio::time::sleep(delay).await;
         }
-    }
-
-    fn bounds(&self, id: SegmentId) -> (u64, u64) {
-        self.transfer.state().segments.bounds(id)
     }
 
     /// Makes one request at `position` and takes what it brings.
@@ -212,7 +205,7 @@ struct Written {
 impl Batches<'_> {
     /// Takes the body until its end or the segment's.
     async fn receive(&mut self, mut body: BlobBody) -> Result<(), Halt> {
-        while self.received() < self.feed.bounds(self.id).1 {
+        while self.received() < self.end() {
             let due = self.due();
             let (most, batch) = bounds_of(&body);
             tokio::select! {
@@ -239,6 +232,11 @@ impl Batches<'_> {
         Ok(())
     }
 
+    /// Returns where the segment ends by now.
+    fn end(&self) -> u64 {
+        self.feed.transfer.state().segments.bounds(self.id).1
+    }
+
     /// Returns the position of the next byte to receive.
     fn received(&self) -> u64 {
         self.position + self.pending_bytes as u64
@@ -257,7 +255,7 @@ impl Batches<'_> {
         let skip = self.skip.min(chunk.len() as u64);
         self.skip -= skip;
         let _ = chunk.split_to(usize::try_from(skip).expect("at most the chunk's length"));
-        let room = self.feed.bounds(self.id).1.saturating_sub(self.received());
+        let room = self.end().saturating_sub(self.received());
         chunk.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         if !chunk.is_empty() {
             self.pending_bytes += chunk.len();
@@ -273,7 +271,7 @@ impl Batches<'_> {
         if transfer.state().size.is_none() {
             transfer.change(|state| state.learn_size(size));
         }
-        if self.position < self.feed.bounds(self.id).1 {
+        if self.position < self.end() {
             return Err(self.feed.bad_answer(Defect::WrongRange));
         }
         Ok(())
@@ -321,10 +319,15 @@ impl Batches<'_> {
         let Written { start, end, taken } =
             written.map_err(|error| Halt::Transfer(error.into()))?;
         match taken {
-            Taken::Relayed(chunks) => {
-                let advance = |state: &mut State, position| state.advance(self.id, position);
-                let relayed = relay(self.feed.transfer, start, chunks, advance).await;
-                relayed.map_err(Halt::Transfer)
+            Taken::Relayed(passing) => {
+                let Feed { transfer, sink, .. } = self.feed;
+                let advance = |state: &mut State| state.advance(self.id, end);
+                let relayed = relay(transfer, sink, start, passing, advance).await;
+                if !relayed.map_err(Halt::Transfer)? {
+                    // What is relayed comes in order: the segment before this one goes on to here.
+                    transfer.change(|state| state.segments.finish(self.id));
+                }
+                Ok(())
             }
             Taken::Written => {
                 self.feed.transfer.change(|state| {

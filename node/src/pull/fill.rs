@@ -21,6 +21,7 @@ use crate::task::Tasks;
 use super::Surroundings;
 use super::borrow::Borrow;
 use super::chains::Chains;
+use super::claimed::Claimed;
 use super::error::PullError;
 use super::feed::Feed;
 use super::negative::{Negative, Wanted};
@@ -263,7 +264,7 @@ impl Filler {
             if segments.is_empty() {
                 let gap = self.transfer.change(State::claim);
                 let Some(gap) = gap else { return Ok(()) };
-                segments.push(feed.run(gap));
+                segments.push(feed.run(Claimed::new(&self.transfer, gap)));
             }
             tokio::select! {
                 Some(result) = segments.next() => match result {
@@ -273,10 +274,11 @@ impl Filler {
                     }
                     result => result?,
                 },
-                Some(position) = far.recv() => {
+                // What is relayed comes in order.
+                Some(position) = far.recv(), if !sink.is_relaying() => {
                     let start = self.far_start(position);
                     if let Some(id) = self.transfer.change(|state| state.split(start)) {
-                        segments.push(feed.run(id));
+                        segments.push(feed.run(Claimed::new(&self.transfer, id)));
                     }
                 }
                 error = &mut withdrawn => return Err(Halt::Transfer(error)),

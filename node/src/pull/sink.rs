@@ -5,6 +5,7 @@
 //! check what they take from this one. Chunks from other nodes are checked here before they are
 //! written, with the same pass over their bytes.
 
+mod passing;
 mod room;
 mod taking;
 mod verification;
@@ -21,6 +22,7 @@ use crate::store::{FileReader, Part, PartWriter, Pin, Sidecar, Store, StoreError
 
 use super::far::{FarChunk, FarChunks, FarHasher};
 use super::orphans::Orphans;
+pub(super) use passing::{Passing, Place};
 pub(super) use taking::{Checked, Taken};
 pub(super) use verification::{Arrived, Check};
 use verification::{Chain, Verification};
@@ -28,12 +30,39 @@ use verification::{Chain, Verification};
 /// Most writes at a time; there are fewer segments and batches.
 const MAX_WRITES: u32 = 8;
 
+/// What becomes of bytes that have come.
+#[derive(Clone, Debug)]
+enum Storage {
+    /// They are written.
+    Kept(PartWriter),
+    /// They are passed on. What was written before can still be read, to hash it.
+    PassedOn(Option<PartWriter>),
+}
+
+impl Storage {
+    /// Returns the file to write to; `None` where nothing is kept any more.
+    fn writer(&self) -> Option<&PartWriter> {
+        match self {
+            Self::Kept(file) => Some(file),
+            Self::PassedOn(_) => None,
+        }
+    }
+
+    /// Returns the file to read from what was written, if there ever was one.
+    fn file(&self) -> Option<&PartWriter> {
+        match self {
+            Self::Kept(file) => Some(file),
+            Self::PassedOn(file) => file.as_ref(),
+        }
+    }
+}
+
 /// The receiving end of one transfer.
 #[derive(Debug)]
 pub(super) struct Sink {
     digest: Digest,
     part: tokio::sync::Mutex<Option<Part>>,
-    writer: Mutex<Option<PartWriter>>,
+    storage: Mutex<Storage>,
     progress: Arc<Mutex<Verification>>,
     chain: Chain,
     /// Of what comes out of order from an upstream; others are told of it in a cluster only.
@@ -71,7 +100,10 @@ impl Sink {
         let verification = Verification::new(digest.algorithm(), Arc::clone(&chain));
         Ok(Self {
             digest: *digest,
-            writer: Mutex::new(part.as_ref().map(Part::writer)),
+            storage: Mutex::new(match &part {
+                Some(part) => Storage::Kept(part.writer()),
+                None => Storage::PassedOn(None),
+            }),
             part: tokio::sync::Mutex::new(part),
             progress: Arc::new(Mutex::new(verification)),
             chain,
@@ -142,7 +174,11 @@ impl Sink {
     }
 
     pub(super) fn is_relaying(&self) -> bool {
-        self.writer.lock().is_none()
+        self.storage.lock().writer().is_none()
+    }
+
+    fn storage(&self) -> Storage {
+        self.storage.lock().clone()
     }
 
     /// Hashes whatever is written and not hashed yet, and returns the digest of the whole.
@@ -155,13 +191,11 @@ impl Sink {
         written: RangeSet<u64>,
     ) -> Result<Digest, StoreError> {
         self.settled().await;
-        let writer = self.writer.lock().clone();
+        let storage = self.storage();
         let progress = Arc::clone(&self.progress);
         blocking(move || {
             let mut progress = progress.lock();
-            if let Some(writer) = writer {
-                progress.catch_up(&writer, &written, size)?;
-            }
+            progress.catch_up(storage.file(), &written, size)?;
             Ok(progress.digest())
         })
         .await
@@ -202,8 +236,16 @@ impl Sink {
 
     /// Drops the part and relays what still comes; readers that have the file open keep it.
     pub(super) async fn stop_storing(&self) {
-        *self.writer.lock() = None;
-        if let Some(part) = self.part.lock().await.take() {
+        let part = self.part.lock().await.take();
+        self.pass_on_from_here(part).await;
+    }
+
+    async fn pass_on_from_here(&self, part: Option<Part>) {
+        {
+            let mut storage = self.storage.lock();
+            *storage = Storage::PassedOn(storage.file().cloned());
+        }
+        if let Some(part) = part {
             part.discard().await;
         }
     }
@@ -263,7 +305,8 @@ mod tests {
             assert!(sink.settled().now_or_never().is_none());
         }
         sink.settled().await;
-        let writer = sink.writer.lock().clone().expect("stored");
+        let storage = sink.storage();
+        let writer = storage.writer().expect("stored");
         let mut written = vec![0; bytes.len()];
         writer.read(0, &mut written).expect("written");
         assert_eq!(written, bytes);

@@ -176,9 +176,6 @@ impl Transfer {
 
     pub(super) fn status(&self) -> TransferStatus {
         let state = self.state();
-        let written = state.written_bytes();
-        let window = state.window.as_ref();
-        let relayed = window.map_or(0, |window| window.passed().end - window.passed().start);
         TransferStatus {
             digest: self.digest,
             origins: self.candidates().names(),
@@ -188,11 +185,18 @@ impl Transfer {
                 Supply::Upstream => Some(Source::Upstream),
             },
             size_bytes: state.size,
-            received_bytes: written + relayed,
-            relayed: window.is_some(),
+            received_bytes: state.here_bytes(),
+            relayed: state.window.is_some(),
             queued: self.is_queued(),
             waiters: *self.waiters.borrow(),
             age_seconds: self.started.elapsed().as_secs(),
+        }
+    }
+
+    /// Notes how far a reader has come, where that paces what is relayed.
+    pub(super) fn pace(&self, position: u64) {
+        if self.state().window.is_some() {
+            self.change(|state| state.advance_reader(position));
         }
     }
 

@@ -145,11 +145,12 @@ async fn next_of_growing(
             Step::End => return Ok(None),
             Step::Fail(error) => return Err(error),
             Step::File(file, limit) => {
-                return take(&file, range.start..limit, lends).await.map(Some);
+                let piece = take(&file, range.start..limit, lends).await?;
+                transfer.pace(range.start + piece.len() as u64);
+                return Ok(Some(piece));
             }
             Step::Bytes(bytes) => {
-                let position = range.start + bytes.len() as u64;
-                transfer.change(|state| state.advance_reader(position));
+                transfer.pace(range.start + bytes.len() as u64);
                 return Ok(Some(Piece::Memory(bytes)));
             }
             Step::Wait => {}

@@ -1,11 +1,10 @@
 //! Room for what is about to be written: reserved as bytes come, and what happens where there is none.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use rangemap::RangeSet;
 
-use super::{Sink, blocking};
+use super::Sink;
 use crate::store::StoreError;
 
 /// Bytes that may be on their way to the file beside a batch: they are reserved before they come.
@@ -18,11 +17,10 @@ const STEP_BYTES: (u64, u64) = (1024 * 1024, 64 * 1024 * 1024);
 impl Sink {
     /// Makes sure that the disk has room for a batch behind what is `written`, and for some more;
     /// and, before the first, that it could have room for `size`. For what `is_awaited`, fills that
-    /// nobody waits for make way; without room all the same it is relayed from here on.
+    /// nobody waits for make way; without room all the same the blob is relayed from here on.
     ///
     /// # Errors
-    /// The disk failed; that it is full is an error only for what nobody waits for, and for bytes that
-    /// are not the next ones.
+    /// The disk failed; that it is full is an error only for what nobody waits for.
     pub(in crate::pull) async fn reserve(
         &self,
         size: Option<u64>,
@@ -47,38 +45,28 @@ impl Sink {
         }
         match reserved {
             Err(error) if error.is_full() => {
-                drop(part);
-                if !self.hashes_up_to(batch.start, written).await? {
-                    return Err(error);
-                }
-                tracing::warn!(
-                    blob.digest = %self.digest, %error,
-                    "the store has no room: the blob is relayed without being kept"
-                );
-                self.stop_storing().await;
+                let part = part.take();
+                self.warn_of_relaying(&error);
+                self.pass_on_from_here(part).await;
                 Ok(())
             }
             result => result,
         }
     }
 
-    /// Hashes what is `written` before `position`, as long as the file is there. Returns whether the
-    /// bytes at `position` are the next ones then.
-    async fn hashes_up_to(
-        &self,
-        position: u64,
-        written: &RangeSet<u64>,
-    ) -> Result<bool, StoreError> {
-        let writer = self.writer.lock().clone();
-        let (progress, written) = (Arc::clone(&self.progress), written.clone());
-        blocking(move || {
-            let mut progress = progress.lock();
-            if let Some(writer) = writer {
-                progress.catch_up(&writer, &written, position)?;
-            }
-            Ok(progress.hashed() == position)
-        })
-        .await
+    /// Relays the blob from here on: the disk is full, which a write has found out.
+    pub(super) async fn stop_for_want_of_room(&self, error: &StoreError) {
+        if !self.is_relaying() {
+            self.warn_of_relaying(error);
+        }
+        self.stop_storing().await;
+    }
+
+    fn warn_of_relaying(&self, error: &StoreError) {
+        tracing::warn!(
+            blob.digest = %self.digest, %error,
+            "the store has no room: the blob is relayed without being kept"
+        );
     }
 }
 

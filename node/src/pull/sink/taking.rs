@@ -1,14 +1,16 @@
-//! Taking bytes: written, hashed in order and checked where they come from other nodes, or only hashed
-//! and passed on where the blob is relayed.
+//! Taking bytes: checked where they come from other nodes, written, and hashed in order; or left to be
+//! passed on where the blob is relayed.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_protocol::oci::Digest;
+use parking_lot::Mutex;
 use rangemap::RangeSet;
 
-use super::verification::Arrived;
-use super::{Sink, blocking};
+use super::passing::Passing;
+use super::verification::{Arrived, Verification};
+use super::{Sink, Storage, blocking};
 use crate::store::{PartWriter, StoreError};
 
 /// How much of what was written out of order is hashed behind each write, in bytes.
@@ -19,8 +21,8 @@ const BACKLOG_BYTES: u64 = 4 * 1024 * 1024;
 pub(in crate::pull) enum Taken {
     /// It is in the file.
     Written,
-    /// It is only hashed; it goes to readers through the window.
-    Relayed(Vec<Bytes>),
+    /// It is not kept; it goes to readers through the window.
+    Relayed(Passing),
 }
 
 /// Whether a chunk from another node was taken.
@@ -36,16 +38,15 @@ impl Sink {
     /// Takes the bytes at `offset`; `written` is what the file has already.
     ///
     /// # Errors
-    /// The disk failed. A full disk is no error while bytes come in order: they are relayed.
+    /// The disk failed. A full disk is no error: the bytes are relayed.
     pub(in crate::pull) async fn take(
         &self,
         offset: u64,
         chunks: Vec<Bytes>,
         written: RangeSet<u64>,
     ) -> Result<Taken, StoreError> {
-        let writer = self.writer.lock().clone();
-        let Some(writer) = writer else {
-            return Ok(self.relay(offset, chunks).await);
+        let Storage::Kept(writer) = self.storage() else {
+            return Ok(Taken::Relayed(Passing::new(chunks, false)));
         };
         // Beside each other: hashing takes as long as everything else together.
         let hashing = self.hash_beside(writer.clone(), offset, chunks.clone(), written);
@@ -57,13 +58,9 @@ impl Sink {
         let ((in_order, hashed), (result, chunks)) = tokio::join!(hashing, writing);
         match result {
             Ok(()) => hashed.map(|()| Taken::Written),
-            Err(error) if error.is_full() && in_order => {
-                tracing::warn!(
-                    blob.digest = %self.digest, %error,
-                    "the disk is full: the rest of the blob is relayed without being kept"
-                );
-                self.stop_storing().await;
-                Ok(Taken::Relayed(chunks))
+            Err(error) if error.is_full() => {
+                self.stop_for_want_of_room(&error).await;
+                Ok(Taken::Relayed(Passing::new(chunks, in_order)))
             }
             Err(error) => Err(error),
         }
@@ -83,10 +80,9 @@ impl Sink {
         blocking(move || {
             let (in_order, caught_up) = {
                 let mut progress = progress.lock();
-                let in_order = progress.hashed() == offset;
-                progress.add(offset, &chunks);
+                let in_order = progress.add(offset, &chunks);
                 let until = progress.hashed().saturating_add(BACKLOG_BYTES);
-                (in_order, progress.catch_up(&writer, &written, until))
+                (in_order, progress.catch_up(Some(&writer), &written, until))
             };
             if let Some(far) = far.filter(|_| !in_order) {
                 far.lock().add(offset, &chunks);
@@ -108,21 +104,32 @@ impl Sink {
         digest: Digest,
     ) -> Result<Checked, StoreError> {
         let turn = self.turn().await;
-        let writer = self.writer.lock().clone();
-        blocking(move || {
+        let storage = self.storage();
+        let taken = blocking(move || {
             let _turn = turn;
             let mut hasher = digest.algorithm().hasher();
             chunks.iter().for_each(|chunk| hasher.update(chunk));
             if hasher.finish() != digest {
-                return Ok(Checked::Wrong(None));
+                return Ok((Checked::Wrong(None), None));
             }
-            let Some(writer) = writer else {
-                return Ok(Checked::Right(Taken::Relayed(chunks)));
+            let written = match storage.writer() {
+                Some(writer) => writer.write(offset, &chunks).map(|()| true),
+                None => Ok(false),
             };
-            writer.write(offset, &chunks)?;
-            Ok(Checked::Right(Taken::Written))
-        })
-        .await
+            match written {
+                Ok(true) => Ok((Checked::Right(Taken::Written), None)),
+                Err(error) if !error.is_full() => Err(error),
+                written => {
+                    let relayed = Taken::Relayed(Passing::new(chunks, false));
+                    Ok((Checked::Right(relayed), written.err()))
+                }
+            }
+        });
+        let (checked, full) = taken.await?;
+        if let Some(error) = full {
+            self.stop_for_want_of_room(&error).await;
+        }
+        Ok(checked)
     }
 
     /// Takes whole chunks if they fit their checks; what comes behind the first that does not is
@@ -136,36 +143,52 @@ impl Sink {
         written: RangeSet<u64>,
     ) -> Result<Vec<Checked>, StoreError> {
         let turn = self.turn().await;
-        let writer = self.writer.lock().clone();
+        let storage = self.storage();
         let progress = Arc::clone(&self.progress);
         let digest = self.digest;
-        blocking(move || {
+        let taken = blocking(move || {
             let _turn = turn;
-            let mut results = Vec::with_capacity(batch.len());
-            for chunk in batch {
-                let checked = chunk.take(&digest, writer.as_ref(), &progress)?;
-                let is_wrong = matches!(checked, Checked::Wrong(_));
-                results.push(checked);
-                if is_wrong {
-                    break;
-                }
-            }
-            if let Some(writer) = writer {
+            let taken = take_all(batch, &digest, storage.writer(), &progress)?;
+            if let Some(writer) = storage.writer() {
                 let mut progress = progress.lock();
                 let until = progress.hashed().saturating_add(BACKLOG_BYTES);
-                progress.catch_up(&writer, &written, until)?;
+                progress.catch_up(Some(writer), &written, until)?;
             }
-            Ok(results)
-        })
-        .await
+            Ok(taken)
+        });
+        let (results, full) = taken.await?;
+        if let Some(error) = full {
+            self.stop_for_want_of_room(&error).await;
+        }
+        Ok(results)
     }
+}
 
-    async fn relay(&self, offset: u64, chunks: Vec<Bytes>) -> Taken {
-        let progress = Arc::clone(&self.progress);
-        blocking(move || {
-            progress.lock().add(offset, &chunks);
-            Taken::Relayed(chunks)
-        })
-        .await
+/// Takes chunks up to the first that is wrong. Returns what came of them, and what a disk said that is
+/// full: from there on they are not written.
+fn take_all(
+    batch: Vec<Arrived>,
+    digest: &Digest,
+    mut writer: Option<&PartWriter>,
+    progress: &Mutex<Verification>,
+) -> Result<(Vec<Checked>, Option<StoreError>), StoreError> {
+    let mut full = None;
+    let mut results = Vec::with_capacity(batch.len());
+    for chunk in batch {
+        let checked = match chunk.take(digest, writer, progress) {
+            Ok(checked) => checked,
+            Err((error, passing)) if error.is_full() => {
+                writer = None;
+                full = Some(error);
+                Checked::Right(Taken::Relayed(passing))
+            }
+            Err((error, _)) => return Err(error),
+        };
+        let is_wrong = matches!(checked, Checked::Wrong(_));
+        results.push(checked);
+        if is_wrong {
+            break;
+        }
     }
+    Ok((results, full))
 }

@@ -12,6 +12,7 @@ use millrace_protocol::oci::{Algorithm, Digest};
 use parking_lot::Mutex;
 use rangemap::RangeSet;
 
+use super::passing::Passing;
 use super::{Checked, Taken};
 use crate::store::{PartWriter, StoreError};
 
@@ -52,13 +53,17 @@ pub(in crate::pull) struct Arrived {
 }
 
 impl Arrived {
-    /// Checks the chunk, writes it, and adds it to the digest in the making; blocks.
+    /// Checks the chunk, writes it, and adds it to the digest in the making; without a writer it is
+    /// only checked. Blocks.
+    ///
+    /// # Errors
+    /// It is right and cannot be written.
     pub(super) fn take(
         self,
         digest: &Digest,
         writer: Option<&PartWriter>,
         progress: &Mutex<Verification>,
-    ) -> Result<Checked, StoreError> {
+    ) -> Result<Checked, (StoreError, Passing)> {
         let Self {
             offset,
             bytes,
@@ -68,15 +73,16 @@ impl Arrived {
             Ok(hasher) => hasher,
             Err(wrong) => return Ok(Checked::Wrong(wrong)),
         };
-        let taken = match writer {
-            Some(writer) => {
-                writer.write(offset, &bytes)?;
-                Taken::Written
-            }
-            None => Taken::Relayed(bytes),
+        let before = check.before;
+        let Some(writer) = writer else {
+            let passing = Passing::checked(bytes, before, hasher);
+            return Ok(Checked::Right(Taken::Relayed(passing)));
         };
-        progress.lock().adopt(offset, check.before, hasher);
-        Ok(Checked::Right(taken))
+        if let Err(error) = writer.write(offset, &bytes) {
+            return Err((error, Passing::checked(bytes, before, hasher)));
+        }
+        progress.lock().adopt(offset, before, hasher);
+        Ok(Checked::Right(Taken::Written))
     }
 }
 
@@ -129,19 +135,18 @@ impl Verification {
         self.hasher.hashed()
     }
 
-    /// Adds bytes if they are the next ones.
-    pub(super) fn add(&mut self, offset: u64, chunks: &[Bytes]) {
-        if offset != self.hashed() {
-            return;
+    /// Adds bytes if they are the next ones; returns whether they are.
+    pub(super) fn add(&mut self, offset: u64, chunks: &[Bytes]) -> bool {
+        let are_next = offset == self.hashed();
+        if are_next {
+            chunks.iter().for_each(|chunk| self.update(chunk));
         }
-        for chunk in chunks {
-            self.update(chunk);
-        }
+        are_next
     }
 
     /// Goes on behind the chunk at `offset` that `checked` has hashed from `before`, if that is
     /// where this blob's own chain ends.
-    fn adopt(&mut self, offset: u64, before: ChainValue, checked: ChainHasher) {
+    pub(super) fn adopt(&mut self, offset: u64, before: ChainValue, checked: ChainHasher) {
         if self.ahead.len() < MAX_AHEAD {
             self.ahead.insert(offset, (before, checked));
         } else if offset == self.hashed() {
@@ -172,10 +177,11 @@ impl Verification {
     /// Hashes what was written out of order, up to the position `until`; blocks.
     pub(super) fn catch_up(
         &mut self,
-        writer: &PartWriter,
+        file: Option<&PartWriter>,
         written: &RangeSet<u64>,
         until: u64,
     ) -> Result<(), StoreError> {
+        let Some(file) = file else { return Ok(()) };
         let mut buffer = Vec::new();
         while self.hashed() < until
             && let Some(range) = written.get(&self.hashed())
@@ -183,7 +189,7 @@ impl Verification {
             buffer.resize(REREAD_BYTES, 0);
             let length = (range.end.min(until) - self.hashed()).min(REREAD_BYTES as u64);
             let piece = &mut buffer[..usize::try_from(length).expect("at most REREAD_BYTES")];
-            writer.read(self.hashed(), piece)?;
+            file.read(self.hashed(), piece)?;
             self.update(piece);
         }
         Ok(())

@@ -201,7 +201,7 @@ async fn wait(watch: &mut watch::Receiver<State>, range: &Range<u64>) -> Result<
         return Err(ChunkEvent::NotYet);
     };
     let state = waited.map_err(|_| ChunkEvent::Absent)?;
-    find(&state, range)
+    find(&state, range, None)
 }
 
 /// As [`wait`], also ahead of the chain, and asking again and again that the range be fetched now,
@@ -220,33 +220,36 @@ async fn wait_far(
         transfer.hurry(range.start, began.elapsed());
         let waited = tokio::time::timeout(HURRY_INTERVAL, watch.wait_for(here)).await;
         if let Ok(waited) = waited {
-            return find(&*waited.map_err(|_| ChunkEvent::Absent)?, range);
+            let state = waited.map_err(|_| ChunkEvent::Absent)?;
+            return find(&state, range, state.far_digest(range));
         }
     }
     Err(ChunkEvent::NotYet)
 }
 
-/// Whether nothing is coming that could be waited for: the blob has failed, or its hop was given up
-/// with nothing of it here. Then this node looks for other sources, perhaps among those who wait.
+/// Whether nothing is coming that could be waited for: the blob has failed, is only passed on from
+/// here on, or its hop was given up with nothing of it here. Then this node looks for other sources,
+/// perhaps among those who wait.
 fn is_over(state: &State) -> bool {
-    state.failure().is_some() || state.size.is_none()
+    state.failure().is_some() || state.size.is_none() || state.window.is_some()
 }
 
 fn is_checked(state: &State, range: &Range<u64>) -> bool {
     state.written.gaps(range).next().is_none() && state.is_checked(range)
 }
 
-/// Returns what is here of a range that was waited for.
-fn find(state: &State, range: &Range<u64>) -> Result<Found, ChunkEvent> {
+/// Returns what is here of a range that was waited for: checked by the chain, else with the digest
+/// that it has ahead of it.
+fn find(state: &State, range: &Range<u64>, far: Option<Digest>) -> Result<Found, ChunkEvent> {
     if state.size.is_none() {
         return Err(ChunkEvent::NotYet);
     }
     let file = state.file.as_ref().filter(|_| state.failure().is_none());
     let file = file.ok_or(ChunkEvent::Absent)?.clone();
-    let digest = match is_checked(state, range) {
-        true => None,
-        false => state.far_digest(range),
-    };
+    let digest = far.filter(|_| !is_checked(state, range));
+    if digest.is_none() && !is_checked(state, range) {
+        return Err(ChunkEvent::Absent);
+    }
     Ok(Found { file, digest })
 }
 

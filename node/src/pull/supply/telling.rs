@@ -283,6 +283,7 @@ async fn next_of_growing(
     let news = |state: &State| {
         state.chain.len().min(values) > told
             || matches!(state.phase, Phase::Verified | Phase::Failed(_))
+            || state.window.is_some()
     };
     let state = watch.wait_for(news).await.map_err(|_| Refusal::Unable)?;
     match (part(&state.chain, told, values), &state.phase) {
@@ -291,8 +292,9 @@ async fn next_of_growing(
             Err(refusal)
         }
         (Some(news), _) => Ok(news),
-        // Found in the store meanwhile, without a chain: who opens it again gets it.
-        (None, _) if told < values => Err(Refusal::Unable),
+        // What passes through memory only cannot be read by chunks. Or it was found in the store
+        // meanwhile, without a chain: who opens it again gets it.
+        (None, _) if told < values || state.window.is_some() => Err(Refusal::Unable),
         (None, _) => Ok(BlobNews::Whole),
     }
 }

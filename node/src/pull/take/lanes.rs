@@ -6,8 +6,6 @@
 //! transfer, by whose rates readers know what is far. A chunk that comes ahead of the chain is
 //! checked by the digest that comes with it, and by the chain when that has come there.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream, SelectAll};
@@ -17,13 +15,13 @@ use millrace_protocol::wire::message::ReadChunks;
 use tokio::sync::watch;
 
 use crate::peer::{ChunkEvent, ChunkStream};
+use crate::pull::claimed::Claimed;
 use crate::pull::error::PullError;
 use crate::pull::far::FarChunk;
 use crate::pull::memory::Room;
 use crate::pull::neighbours::Hop;
-use crate::pull::segment::SegmentId;
 use crate::pull::sink::{Arrived, Check, Checked, Taken};
-use crate::pull::transfer::{Phase, State, Transfer};
+use crate::pull::transfer::{Phase, State};
 
 use super::{STALLED, Take, check, range};
 
@@ -33,41 +31,6 @@ const CHUNKS_IN_MEMORY: u32 = 2;
 /// Most chunks of one question of a far lane: between two of them others get a turn at the node
 /// that was opened.
 const READ_CHUNKS: u32 = 32;
-
-/// A segment that this session fetches; dropping it lets others claim what it lacks.
-#[derive(Debug)]
-pub(super) struct Claimed<'a> {
-    transfer: &'a Arc<Transfer>,
-    id: SegmentId,
-}
-
-impl<'a> Claimed<'a> {
-    pub(super) fn new(transfer: &'a Arc<Transfer>, id: SegmentId) -> Self {
-        Self { transfer, id }
-    }
-
-    /// Returns the indices of the chunks that are left, half-open.
-    pub(super) fn chunks(&self) -> std::ops::Range<u32> {
-        let (position, end) = self.transfer.state().segments.bounds(self.id);
-        let index = |chunks: u64| u32::try_from(chunks).unwrap_or(u32::MAX);
-        index(position / CHUNK_BYTES)..index(end.div_ceil(CHUNK_BYTES))
-    }
-
-    pub(super) fn is_over(&self) -> bool {
-        let (position, end) = self.transfer.state().segments.bounds(self.id);
-        position >= end
-    }
-
-    pub(super) fn id(&self) -> SegmentId {
-        self.id
-    }
-}
-
-impl Drop for Claimed<'_> {
-    fn drop(&mut self) {
-        self.transfer.change(|state| state.segments.finish(self.id));
-    }
-}
 
 /// What a far lane reports.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +78,8 @@ impl<'a> Lanes<'a> {
     pub(super) fn begin(&mut self, position: u64) {
         let start = position - position % CHUNK_BYTES;
         // The end of a blob is nobody's before the whole is right.
-        if self.is_barred || start + CHUNK_BYTES >= self.size {
+        let is_barred = self.is_barred || self.take.sink.is_relaying();
+        if is_barred || start + CHUNK_BYTES >= self.size {
             return;
         }
         let Some(room) = self.take.neighbours.memory.try_room(CHUNKS_IN_MEMORY) else {

@@ -9,9 +9,11 @@ mod arrivals;
 mod news;
 mod stall;
 
+use std::ops::Range;
+
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use millrace_protocol::chunk::{self, ChainValue};
+use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::transfer::{Step, Taking};
@@ -20,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::peer::{BlobStream, ChunkEvent, ChunkStream, PeerError};
+use crate::pull::claimed::Claimed;
 use crate::pull::error::PullError;
 use crate::pull::fill::Halt;
 use crate::pull::memory::{Room, Share};
@@ -27,9 +30,9 @@ use crate::pull::neighbours::Hop;
 use crate::pull::pending::{resolve, sleep_until};
 use crate::pull::transfer::State;
 
-use super::lanes::{Claimed, Lanes};
+use super::lanes::Lanes;
 use super::writes::Writes;
-use super::{Ended, Take, range};
+use super::{Ended, Take};
 
 type Reading = BoxFuture<'static, (Option<ChunkStream>, Result<ChunkEvent, PeerError>)>;
 
@@ -75,12 +78,9 @@ impl<'a> Session<'a> {
     ) -> Self {
         let chunks = u32::try_from(chunk::count(size)).unwrap_or(u32::MAX);
         let mut taking = Taking::new(chunks);
-        for index in 0..chunks {
-            let range = range(index, size);
-            let state = take.transfer.state();
-            if state.written.gaps(&range).next().is_none() {
-                taking.handle_chunk(index);
-            }
+        let here = take.transfer.state().here();
+        for index in here.iter().flat_map(|range| whole_chunks(range, size)) {
+            taking.handle_chunk(index);
         }
         let chain = watch::Sender::default();
         let mut session = Self {
@@ -288,6 +288,16 @@ impl<'a> Session<'a> {
             _ => Ok(Ended::PassedOver),
         }
     }
+}
+
+/// Returns the indices of the chunks that a range has all of, half-open.
+fn whole_chunks(range: &Range<u64>, size: u64) -> Range<u32> {
+    let index = |chunks: u64| u32::try_from(chunks).unwrap_or(u32::MAX);
+    let end = match range.end < size {
+        true => range.end / CHUNK_BYTES,
+        false => chunk::count(size),
+    };
+    index(range.start.div_ceil(CHUNK_BYTES))..index(end)
 }
 
 /// Waits until the first chunk may be held; that of a copy only if it may be now.

@@ -10,11 +10,11 @@ use futures_util::{FutureExt, StreamExt};
 use millrace_protocol::chunk::ChainValue;
 use millrace_protocol::node_id::NodeId;
 
+use crate::pull::claimed::Claimed;
 use crate::pull::error::PullError;
 use crate::pull::memory::Room;
 use crate::pull::sink::{Arrived, Check, Checked};
 
-use super::lanes::Claimed;
 use super::{Take, check, range};
 
 /// Chunks of one batch.

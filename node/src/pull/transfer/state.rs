@@ -129,9 +129,19 @@ impl State {
         !self.is_doubted && (self.begun_elsewhere || !self.written.is_empty())
     }
 
-    pub(in crate::pull) fn written_bytes(&self) -> u64 {
-        let lengths = self.written.iter().map(|range| range.end - range.start);
-        lengths.sum()
+    /// Returns what is in the file, and what has passed through the window.
+    pub(in crate::pull) fn here(&self) -> RangeSet<u64> {
+        let mut here = self.written.clone();
+        if let Some(window) = &self.window {
+            here.extend(window.passed().iter().cloned());
+        }
+        here
+    }
+
+    /// Returns how many bytes these are.
+    pub(in crate::pull) fn here_bytes(&self) -> u64 {
+        let here = self.here();
+        here.iter().map(|range| range.end - range.start).sum()
     }
 
     /// Returns how many chunks, from the first on, are here and can be checked by others; 0 where that
@@ -145,12 +155,7 @@ impl State {
 
     /// Claims the next stretch to fetch; `None` when everything is here or on its way.
     pub(in crate::pull) fn claim(&mut self) -> Option<SegmentId> {
-        let mut here = self.written.clone();
-        let passed = self.window.as_ref().map(Window::passed);
-        if let Some(passed) = passed.filter(|passed| !passed.is_empty()) {
-            here.insert(passed);
-        }
-        self.segments.claim(&here, self.size)
+        self.segments.claim(&self.here(), self.size)
     }
 
     /// Splits a segment for a reader far ahead; what is relayed comes in order only.
@@ -193,8 +198,13 @@ impl State {
 
     /// Whether the blob is only relayed and its window does not serve a reader at `position`.
     pub(in crate::pull) fn is_out_of_window(&self, position: u64) -> bool {
-        let window = self.window.as_ref();
-        !self.written.contains(&position) && window.is_some_and(|window| !window.serves(position))
+        let Some(window) = &self.window else {
+            return false;
+        };
+        // Behind what is in the file the window goes on.
+        let end = window.end();
+        let is_next = position >= end && self.written.gaps(&(end..position)).next().is_none();
+        !(is_next || self.written.contains(&position) || window.serves(position))
     }
 
     /// Records how far a reader of relayed bytes has come.
@@ -283,6 +293,8 @@ impl State {
         match &self.phase {
             Phase::Failed(error) => Step::Fail(error.clone()),
             Phase::Verified => Step::End,
+            // The window comes here only at the pace of those whom it serves, who may be nobody.
+            _ if self.is_out_of_window(position) => Step::Fail(PullError::FellBehind),
             Phase::Opening | Phase::Flowing => Step::Wait,
         }
     }

@@ -8,12 +8,13 @@ use millrace_protocol::oci::Digest;
 use tokio::time::Instant;
 
 use crate::peer::{ChunkEvent, ChunkStream, PeerError};
+use crate::pull::claimed::Claimed;
 use crate::pull::fill::Halt;
 use crate::pull::relay::relay;
 use crate::pull::sink::{Checked, Taken};
-use crate::pull::take::lanes::{Claimed, LaneEvent};
+use crate::pull::take::lanes::LaneEvent;
 use crate::pull::take::writes::{Chunk, Written};
-use crate::pull::take::{Ended, range};
+use crate::pull::take::{Ended, Take, range};
 use crate::pull::transfer::State;
 
 use super::{Session, next_event};
@@ -79,21 +80,24 @@ impl Session<'_> {
         let index = chunk.index;
         let range = range(index, self.size);
         let length = range.end - range.start;
-        let transfer = self.take.transfer;
+        let Take { transfer, sink, .. } = self.take;
         let stretch = self.stretch.as_ref().map(Claimed::id);
-        let advance = |state: &mut State, position| {
+        let advance = |state: &mut State| {
             if let Some(stretch) = stretch {
-                state.advance(stretch, position);
+                state.advance(stretch, range.end);
             }
         };
         match taken {
-            Taken::Relayed(chunks) => {
-                let relayed = relay(transfer, range.start, chunks, advance).await;
-                relayed.map_err(Halt::Transfer)?;
+            Taken::Relayed(passing) => {
+                let relayed = relay(transfer, sink, range.start, passing, advance).await;
+                if !relayed.map_err(Halt::Transfer)? {
+                    self.begin_in_order();
+                    return Ok(());
+                }
             }
             Taken::Written => transfer.change(|state| {
                 state.written.insert(range.clone());
-                advance(state, range.end);
+                advance(state);
             }),
         }
         self.got_on = Instant::now();
@@ -124,6 +128,15 @@ impl Session<'_> {
             // Chain and chunk are both its own.
             self.take.neighbours.trust.distrust(source);
         }
+    }
+
+    /// Turns to the first chunk that is not here: what is relayed comes in order only.
+    fn begin_in_order(&mut self) {
+        self.lanes.bar();
+        self.stretch = None;
+        self.reading = None;
+        self.writes.clear_waiting();
+        self.taking.handle_done();
     }
 
     /// Whether the hop has sent a chunk that does not fit the chain that it states. Those whom it
