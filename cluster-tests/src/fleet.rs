@@ -266,6 +266,31 @@ impl Fleet {
         Seen::parse(&status).with_context(|| format!("the status of node {index}"))
     }
 
+    /// Waits until each node of `observers` places content as `placement` does.
+    ///
+    /// # Panics
+    /// When one still does not after the patience.
+    pub async fn place_by(&self, observers: &[usize], placement: &Placement) {
+        eventually("nodes place content as expected", async || {
+            for index in observers {
+                if !self.places_by(*index, placement).await.unwrap_or(false) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    }
+
+    /// Whether a node places content as `placement` does.
+    ///
+    /// # Errors
+    /// When its status is not readable.
+    pub async fn places_by(&self, index: usize, placement: &Placement) -> Result<bool> {
+        let seen = self.seen(index).await?;
+        Ok(seen.placement == format!("{:016x}", placement.fingerprint()))
+    }
+
     /// Waits until node `observer` does not count `member` among those it may ask.
     ///
     /// # Panics
@@ -326,6 +351,17 @@ impl Fleet {
         let chosen = chosen.filter(|(index, _)| nodes.contains(index));
         try_join_all(chosen.map(|(_, node)| node.restart())).await?;
         Ok(())
+    }
+
+    /// Lets a node leave and come back with another weight, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not end or start in time.
+    pub async fn reweigh(&mut self, index: usize, weight: u32) -> Result<()> {
+        self.leave(index).await?;
+        self.nodes[index].reconfigure(|node| node.set("cluster/weight", weight))?;
+        self.weights[index] = weight;
+        self.restart(&[index]).await
     }
 
     /// Adds a node with the settings that the plan had, of zone and weight of node 0, and waits

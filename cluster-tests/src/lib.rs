@@ -11,7 +11,7 @@
 //! client     skopeo, podman, buildah, dockerd, containerd
 //! repository one repository over plain HTTP, compared byte by byte
 //! image      test images, built here
-//! link       a network link whose rate is set
+//! link       a network link whose rate is set, or that is late
 //! netns      hosts in network namespaces: limited links, splits, two sites; needs root
 //! proxy      an HTTP proxy
 //! node       a `millrace` process: start, restart, kill, metrics, status

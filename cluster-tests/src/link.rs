@@ -1,7 +1,8 @@
 //! A network link whose rate a test sets: a TCP relay in front of a server.
 //!
 //! Loopback is too quick to catch a node in the middle of a pull. The relay forwards bytes as they
-//! are and counts them; it does not know what they mean.
+//! are and counts them; it does not know what they mean. [`Late`] is another one, whose bytes take
+//! their time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+
+mod late;
+
+pub use late::Late;
 
 /// Bytes that travel at once; small, so that a slow link is even and not in bursts.
 const PIECE_BYTES: usize = 16 * 1024;

@@ -141,6 +141,21 @@ impl Net {
         Ok(())
     }
 
+    /// Refuses TCP connections between the hosts `left` and `right` that are not there yet; what is
+    /// sent over UDP goes through.
+    ///
+    /// # Errors
+    /// When nft is missing.
+    pub fn refuse_tcp(&self, left: &[usize], right: &[usize]) -> Result<()> {
+        for (here, there) in [(left, right), (right, left)] {
+            let there: Vec<Ipv4Addr> = there.iter().map(|host| self.hosts[*host].data()).collect();
+            for host in here {
+                self.hosts[*host].refuse_tcp(&there)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends every [`Net::split`].
     ///
     /// # Errors
@@ -343,6 +358,26 @@ mod tests {
         send(&hosts[0], &hosts[2], 1000)?;
         hosts[2].allow_udp()?;
         reaches(&sockets[0], &sockets[2], LIMIT).expect("allowed again");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn hosts_refuse_connections_and_take_datagrams() -> Result<()> {
+        let net = Net::of(3).await?;
+        let hosts = net.hosts();
+        let sockets: Vec<UdpSocket> = hosts.iter().map(udp).collect();
+        net.refuse_tcp(&[0], &[1])?;
+        for (from, to) in [(0, 1), (1, 0)] {
+            let to_host = &hosts[to];
+            let listener = to_host.run(|| Ok(TcpListener::bind((to_host.data(), 0))?))?;
+            let address = listener.local_addr()?;
+            let refused = hosts[from].run(|| Ok(TcpStream::connect_timeout(&address, LIMIT)?));
+            let refused = refused.expect_err("a connection");
+            let refused: std::io::Error = refused.downcast()?;
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+            reaches(&sockets[from], &sockets[to], LIMIT).expect("UDP goes through");
+        }
+        send(&hosts[0], &hosts[2], 1000)?;
         Ok(())
     }
 

@@ -143,10 +143,20 @@ impl Host {
         let rule = if addresses.is_empty() {
             String::new()
         } else {
-            let list: Vec<String> = addresses.iter().map(Ipv4Addr::to_string).collect();
-            format!("ip saddr {{ {} }} drop", list.join(", "))
+            format!("ip saddr {{ {} }} drop", list(addresses))
         };
         self.filter("split", &rule)
+    }
+
+    /// Refuses TCP connections from `addresses`, and no longer from those that were named before.
+    pub(super) fn refuse_tcp(&self, addresses: &[Ipv4Addr]) -> Result<()> {
+        // Its first packet alone: else the other end's refusals would be dropped here.
+        let opening = "tcp flags & (syn | ack) == syn";
+        let rule = format!(
+            "ip saddr {{ {} }} {opening} reject with tcp reset",
+            list(addresses)
+        );
+        self.filter("refusal", &rule)
     }
 
     /// Drops every UDP packet that comes in over `data0`, as a firewall does that knows TCP only.
@@ -197,4 +207,10 @@ impl Host {
             .await?;
         Ok(process)
     }
+}
+
+/// Returns addresses as nft lists them.
+fn list(addresses: &[Ipv4Addr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(Ipv4Addr::to_string).collect();
+    addresses.join(", ")
 }
