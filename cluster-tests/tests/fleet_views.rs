@@ -5,7 +5,7 @@ use std::cell::Cell;
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use millrace_cluster_tests::condition::eventually;
-use millrace_cluster_tests::fake::{Fake, Then, When, noise};
+use millrace_cluster_tests::fake::{Fake, Then, When, noise, sha256};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_cluster_tests::load::crowd::{all, stampede};
 use millrace_cluster_tests::netns::Net;
@@ -64,6 +64,65 @@ async fn nodes_join_and_leave_under_load() -> Result<()> {
     // A change of the ring may cost what somebody has in hands of the blob that is on its way.
     let (sent, size) = (fake.sent_bytes("/blobs/"), made.get() * SIZE as u64);
     assert!(sent <= size + 3 * IN_HANDS, "{sent} of {size}");
+    Ok(())
+}
+
+/// Demands that everybody places by the weights that the fleet has now, and shows node `changed` with
+/// `weight` and a share that fits among others of weight 1.
+async fn expect_share(fleet: &Fleet, changed: usize, weight: u32) -> Result<()> {
+    let placement = fleet.placement(&fleet.running());
+    fleet.place_by(&fleet.running(), &placement).await;
+    let share = placement.share(&fleet.id(changed));
+    let fair = f64::from(weight) / (f64::from(weight) + fleet.size() as f64 - 1.0);
+    ensure!((share - fair).abs() < fair / 10.0, "{share} of {fair}");
+    for node in fleet.running() {
+        let seen = fleet.seen(node).await?;
+        let member = seen.member(fleet.id(changed)).context("a member")?;
+        ensure!(member.all["weight"] == weight, "{}", member.all);
+        let shown = member.all["share"].as_f64().context("a share")?;
+        ensure!((shown - share).abs() < 1e-9, "{shown} of {share}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_with_another_weight_gets_its_share_and_no_pull_notices()
+-> Result<()> {
+    const CHANGED: usize = 3;
+    const NODES: [usize; 4] = [0, 1, 2, CHANGED];
+    // On its way while the node leaves, and while it comes back.
+    const LONG: usize = 32 * MIB;
+    let mut scene = Scene::start(Fleet::of(4)).await?;
+    let held = blobs(&scene.fake, 0..24, MIB / 2);
+    for (number, (path, content)) in held.iter().enumerate() {
+        scene.pull(number % 4, path, content).await?;
+    }
+    for (weight, seeds) in [(4, 100..116), (1, 200..216)] {
+        let size = LONG + weight as usize;
+        let (digest, long) = scene.fleet.content_of_home(CHANGED, size);
+        let path = scene.add(&long);
+        let digest = digest.to_string();
+        let slow = Then::healthy().rate(8 << 20);
+        scene.fake.on(When::get(&digest), slow);
+        let clients = scene.clients(&[0, 1, 2], 2);
+        let pulls = async { all(stampede(clients, &path, &long).await) };
+        futures_util::try_join!(pulls, scene.fleet.reweigh(CHANGED, weight))?;
+        let sent = scene.fake.sent_bytes(&digest);
+        ensure!(sent <= size as u64 + 3 * IN_HANDS, "{sent} of {size}");
+        scene.fleet.agree().await;
+        expect_share(&scene.fleet, CHANGED, weight).await?;
+        let fetched = scene.fake.count("GET", "/blobs/");
+        for (path, content) in &held {
+            all(stampede(scene.clients(&NODES, 1), path, content).await)?;
+        }
+        let again = scene.fake.count("GET", "/blobs/") - fetched;
+        ensure!(again == 0, "{again} requests for what the cluster holds");
+        for (path, content) in blobs(&scene.fake, seeds, MIB / 2) {
+            all(stampede(scene.clients(&NODES, 2), &path, &content).await)?;
+            let fetched = scene.fake.count("GET", &sha256(&content).to_string());
+            ensure!(fetched == 1, "{fetched} requests for a new blob");
+        }
+    }
     Ok(())
 }
 
@@ -206,12 +265,7 @@ async fn a_node_that_owns_nothing_is_a_full_member() -> Result<()> {
         .fake
         .on(When::get("/blobs/").after(8), Then::healthy().hold(&gate));
     for (number, (path, content)) in blobs(&scene.fake, 0..8, MIB).iter().enumerate() {
-        assert_ne!(
-            scene
-                .fleet
-                .home(&millrace_cluster_tests::fake::sha256(content)),
-            2
-        );
+        assert_ne!(scene.fleet.home(&sha256(content)), 2);
         let order = if number % 2 == 0 { [2, 0] } else { [1, 2] };
         for node in order {
             scene.pull(node, path, content).await?;
