@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use millrace_cluster_tests::fake::{Fake, noise};
+use millrace_cluster_tests::fake::{Fake, noise, sha256};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_cluster_tests::load::crowd::pull;
 use millrace_cluster_tests::netns::{NameServer, Net};
@@ -69,6 +69,48 @@ async fn a_service_leads_to_all_its_addresses_of_which_some_are_dead_and_to_thos
     for node in [0, 1] {
         assert_eq!(resolved(&fleet, node).await?, [ip(2)]);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_leads_to_everybody_who_is_at_one_of_its_addresses() -> Result<()> {
+    let net = Net::of(5).await?;
+    // The first three know nobody: only who asks for the name brings them together.
+    let ip = |host: usize| IpAddr::from(net.hosts()[host].data());
+    let service: Vec<IpAddr> = (0..3).map(ip).collect();
+    let names = NameServer::start(&net.hosts()[4], SERVICE, &service).await?;
+    let server = names.address();
+    let IpAddr::V4(upstream) = net.upstream_address(0) else {
+        bail!("hosts have IPv4 addresses");
+    };
+    let fake = Fake::start_at(upstream).await?;
+    let plan = Fleet::of(3).on(net.hosts()).upstream("fake", &fake.url());
+    let plan = plan.each(move |index, node| match index {
+        3 => {
+            let service = vec![format!("dns:{SERVICE}:5050")];
+            node.name_server(server).set("cluster/join", service)
+        }
+        _ => node.set("cluster/join", Vec::<String>::new()),
+    });
+    let mut fleet = plan.boot().await?;
+    let contents = [0_usize, 1, 2].map(|node| (node, noise(node as u64, MIB)));
+    for (node, content) in &contents {
+        let path = Scene::path(&fake.add_blob("app", content.clone()));
+        pull(fleet.node(*node).address(), &path, content).await?;
+        fleet.agree_on(&[*node], &[*node]).await;
+    }
+    let joined = fleet.join(&plan).await?;
+    let everybody = [0, 1, 2, joined];
+    let agreed = fleet.agree_within(FOUND, &everybody, &everybody).await;
+    agreed.context("they were not brought together in time")?;
+    assert_eq!(resolved(&fleet, joined).await?, service);
+    for (_, content) in &contents {
+        let path = Scene::path(&sha256(content));
+        for node in everybody {
+            pull(fleet.node(node).address(), &path, content).await?;
+        }
+    }
+    assert_eq!(fake.count("GET", "/blobs/"), 3, "each is there once");
     Ok(())
 }
 
