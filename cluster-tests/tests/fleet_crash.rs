@@ -7,7 +7,7 @@ use anyhow::Result;
 use futures_util::future::join_all;
 use millrace_cluster_tests::fake::{Fake, Then, When, noise};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
-use millrace_cluster_tests::load::crowd::{Client, all};
+use millrace_cluster_tests::load::crowd::{Client, all, stampede};
 
 const MIB: usize = 1 << 20;
 
@@ -161,19 +161,30 @@ async fn a_home_that_hangs_mid_blob_stops_no_client() -> Result<()> {
     slow(&scene);
     let (_, content) = scene.fleet.content_of_home(3, BLOB);
     let path = scene.add(&content);
-    let mut client = scene.open(0, &path, &content).await?;
-    client.until(BEGUN).await?;
+    let mut clients = Vec::new();
+    for node in 0..4 {
+        clients.push(scene.open(node, &path, &content).await?);
+    }
+    for client in &mut clients {
+        client.until(BEGUN).await?;
+    }
+    let through_home = clients.pop().expect("four clients");
     scene.fleet.hang(3);
     let hung = Instant::now();
-    let pulled = client.finish().await;
+    let pulled = join_all(clients.into_iter().map(Client::finish)).await;
     let (took, sent) = (hung.elapsed(), scene.fake.sent_bytes("/blobs/"));
     scene.fleet.wake(3);
-    pulled?;
+    all(pulled)?;
     // Three seconds until it is suspect, and two for the rest.
     assert!(took < HEADERS_DUE / 2, "{took:?}");
+    // The others meet at the next home, which fetches for all of them.
     let once = BLOB + IN_HANDS + HUNG_SOCKETS;
     assert!(sent <= once as u64, "{sent} of {BLOB}");
+    through_home.finish().await?;
     scene.fleet.agree().await;
+    let sent = scene.fake.sent_bytes("/blobs/");
+    all(stampede(scene.clients(&[0, 1, 2, 3], 1), &path, &content).await)?;
+    assert_eq!(scene.fake.sent_bytes("/blobs/"), sent, "everybody has it");
     Ok(())
 }
 
@@ -187,7 +198,7 @@ async fn a_slow_upstream_is_no_dead_home() -> Result<()> {
     let slow = Then::healthy().delay(Duration::from_secs(10));
     scene.fake.on(When::get("/blobs/"), slow);
     let clients = scene.clients(&[0, 1, 2, 3], 3);
-    let seen = millrace_cluster_tests::load::crowd::stampede(clients, &path, &content).await;
+    let seen = stampede(clients, &path, &content).await;
     all(seen)?;
     assert_eq!(scene.fake.count("GET", "/blobs/"), 1);
     Ok(())
