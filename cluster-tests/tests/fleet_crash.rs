@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::future::join_all;
-use millrace_cluster_tests::fake::{Fake, Then, When, noise};
+use millrace_cluster_tests::condition::eventually;
+use millrace_cluster_tests::fake::{Fake, Gate, Then, When, noise};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_cluster_tests::load::crowd::{Client, all, stampede};
 
@@ -23,6 +24,10 @@ const IN_HANDS: usize = 2 * MIB;
 
 /// What the system goes on taking from the upstream for a process that hangs, until its buffers are full.
 const HUNG_SOCKETS: usize = 6 * MIB;
+
+/// Longer than a source may say that it has no chunk yet (8 s), and than one may bring nothing (10 s);
+/// shorter than an upstream may be silent (30 s).
+const STANDS_STILL: Duration = Duration::from_secs(15);
 
 /// Clients wait so long for headers (CLIENT-CONTRACT): with a hung home in the way it is less.
 const HEADERS_DUE: Duration = Duration::from_secs(25);
@@ -201,6 +206,36 @@ async fn a_slow_upstream_is_no_dead_home() -> Result<()> {
     let seen = stampede(clients, &path, &content).await;
     all(seen)?;
     assert_eq!(scene.fake.count("GET", "/blobs/"), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upstream_that_stands_still_mid_blob_makes_nobody_a_stalled_peer() -> Result<()> {
+    let scene = Scene::start(Fleet::of(4)).await?;
+    let (_, content) = scene.fleet.content_of_home(3, 4 * MIB);
+    let path = scene.add(&content);
+    let gate = Gate::default();
+    let still = Then::healthy().stall(2 * MIB as u64, &gate);
+    scene.fake.on(When::get("/blobs/"), still);
+    let clients = scene.clients(&[0, 1, 2, 3], 2);
+    let pulls = stampede(clients, &path, &content);
+    let pause = async {
+        eventually("the half is here", async || {
+            scene.fake.sent_bytes("/blobs/") >= 2 * MIB as u64
+        })
+        .await;
+        // How long the upstream stands still is what is tested.
+        tokio::time::sleep(STANDS_STILL).await;
+        gate.open();
+    };
+    let (seen, ()) = tokio::join!(pulls, pause);
+    all(seen)?;
+    assert_eq!(scene.fake.count("GET", "/blobs/"), 1);
+    let left = scene
+        .fleet
+        .sum("millrace_pull_peers_left_alone_total", &[])
+        .await?;
+    assert!(left.abs() < f64::EPSILON, "{left} were left alone");
     Ok(())
 }
 
