@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use millrace_cluster_tests::component;
 use millrace_cluster_tests::condition::patience;
-use millrace_cluster_tests::fake::{Fake, Guard};
+use millrace_cluster_tests::fake::{Fake, Guard, noise};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_cluster_tests::http::Request;
 use millrace_cluster_tests::process::run;
@@ -46,6 +46,32 @@ async fn a_home_without_credentials_is_passed_over_and_one_with_them_fetches_for
     scene.pull(2, &path, &content).await?;
     let log: String = (0..3).map(|node| scene.fleet.node(node).log()).collect();
     ensure!(!log.contains(LOGIN.1), "the password is in a log");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_by_tag_is_had_past_a_home_without_credentials() -> Result<()> {
+    let fake = Fake::start().await?;
+    fake.protect(Guard::Basic(LOGIN.0.to_owned(), LOGIN.1.to_owned()));
+    let plan = Fleet::of(3).each(|index, node| match index {
+        0 | 2 => node
+            .set("upstreams/fake/username", LOGIN.0)
+            .set("upstreams/fake/password", LOGIN.1),
+        _ => node,
+    });
+    let scene = Scene::before(fake, plan).await?;
+    let layers = [noise(1, 2 * MIB), noise(2, MIB)];
+    // The tag's home can show nothing; what the image is made of has its home anywhere.
+    let tag = scene.fleet.tag_of_home(1, "team/app", "release");
+    let image = scene.fake.add_image("team/app", &tag, &layers);
+    for node in [0, 2] {
+        let content = (&image, &layers[..]);
+        scene.pull_image(node, ("team/app", &tag), content).await?;
+    }
+    // Who has no credentials does not get by others what the upstream refuses it.
+    let manifest = format!("/v2/fake/team/app/manifests/{tag}");
+    let answer = scene.fleet.node(1).send(Request::get(&manifest)).await?;
+    ensure!(answer.status() != 200, "it was given away");
     Ok(())
 }
 
