@@ -19,11 +19,22 @@ pub(super) struct Metrics {
 }
 
 /// Why somebody was not let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Refused {
     Secret,
     Denied,
     Identity,
+}
+
+impl EncodeLabelValue for Refused {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        let name = match self {
+            Self::Secret => "secret",
+            Self::Denied => "denied",
+            Self::Identity => "identity",
+        };
+        name.encode(encoder)
+    }
 }
 
 /// What a member said that nobody can have meant.
