@@ -1,5 +1,5 @@
 //! Bad input on the control plane, of a member that the gate has let in: whatever it says, the others
-//! stay together, take newcomers in, and count it.
+//! stay together, take newcomers in, and count it. What comes at the gate itself is `gate`'s.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,6 +12,10 @@ use millrace_protocol::membership::{
 use millrace_protocol::node_id::NodeId;
 use prometheus_client::registry::Registry;
 
+#[path = "control/door.rs"]
+mod door;
+#[path = "control/gate.rs"]
+mod gate;
 #[path = "cluster/host.rs"]
 mod host;
 #[path = "control/rogue.rs"]
@@ -34,8 +38,7 @@ impl Scene {
         let one = site.host("1", &[]);
         let two = site.host("2", &[one.address()]);
         together(&[&one, &two]).await;
-        let secret = std::fs::read_to_string(site.path("secret")).expect("a secret");
-        let rogue = Rogue::enter(one.address(), secret.trim()).await;
+        let rogue = Rogue::enter(one.address(), &secret_of(&site)).await;
         Self {
             site,
             one,
@@ -71,6 +74,11 @@ impl Scene {
         assert!(took < Duration::from_secs(5), "{took:?}");
         three.leave().await;
     }
+}
+
+fn secret_of(site: &Site) -> String {
+    let secret = std::fs::read_to_string(site.path("secret")).expect("a secret");
+    secret.trim().to_owned()
 }
 
 /// Returns the sum of the node's series whose text begins with `name`.

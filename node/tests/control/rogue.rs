@@ -1,38 +1,33 @@
-//! A member that has been let in and says what a test lets it say.
+//! A member that says what a test lets it say.
 //!
-//! It comes in as SPEC.md "Admission" has it and speaks behind the gate in raw bytes; nothing of it is
-//! the node's own code. It dials one node, and nobody can dial it.
+//! It comes in by `door` and speaks behind the gate in raw bytes; nothing of it is the node's own code.
+//! It dials one node and nobody can dial it, or it lies in wait and dials nobody.
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use libp2p::core::Transport as _;
-use libp2p::core::upgrade::{
-    InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo, Version,
-};
+use libp2p::core::upgrade::Version;
 use libp2p::futures::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _,
 };
 use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity};
-use libp2p::identity::{Keypair, PublicKey};
+use libp2p::identity::Keypair;
 use libp2p::multiaddr::{Multiaddr, Protocol};
 use libp2p::request_response::{self, Message, ProtocolSupport};
 use libp2p::swarm::{NetworkBehaviour, SwarmEvent};
-use libp2p::{PeerId, StreamProtocol, Swarm, noise, swarm, tcp, yamux};
-use millrace_protocol::membership::{Announcement, Greeting, Presence, decode};
+use libp2p::{PeerId, StreamProtocol, Swarm, noise, swarm, tcp};
+use millrace_protocol::membership::{Announcement, Greeting, Presence, decode, encode};
 use millrace_protocol::node_id::NodeId;
 use ring::hmac;
 
+use super::door::{Answer, Door, INSTANCE, node_id};
 use super::host::PATIENCE;
 
 /// Topics of SPEC.md.
 pub(crate) const MEMBERS: &str = "millrace/members/1";
 pub(crate) const BUDGETS: &str = "millrace/budgets/1";
-
-/// What it says of its run.
-const INSTANCE: u64 = 77;
 
 /// Announcements that wait to leave, at most.
 const QUEUE: usize = 20_000;
@@ -40,7 +35,10 @@ const QUEUE: usize = 20_000;
 /// The member.
 pub(crate) struct Rogue {
     pub(crate) id: NodeId,
-    node: PeerId,
+    /// The node that it is connected to, if it is.
+    node: Option<PeerId>,
+    /// Nodes that have dialled it, as often as it believed to be connected then.
+    caught: usize,
     sequence: u64,
     swarm: Swarm<Speech>,
 }
@@ -56,24 +54,47 @@ struct Speech {
 impl Rogue {
     /// Is let in by the node at `address`.
     pub(crate) async fn enter(address: SocketAddr, secret: &str) -> Self {
-        let keys = Keypair::generate_ed25519();
-        let mut swarm = swarm_of(&keys, secret);
+        let mut rogue = Self::new(secret, Answer::Proof);
         let to = Multiaddr::from(address.ip()).with(Protocol::Tcp(address.port()));
-        swarm.dial(to).expect("dialled");
-        let node = loop {
-            match swarm.select_next_some().await {
-                SwarmEvent::ConnectionEstablished { peer_id, .. } => break peer_id,
-                SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),
-                _ => {}
+        rogue.swarm.dial(to).expect("dialled");
+        while rogue.node.is_none() {
+            if let SwarmEvent::OutgoingConnectionError { error, .. } = rogue.next().await {
+                panic!("{error}");
             }
-        };
-        let id = node_id(&keys.public().to_peer_id());
-        Self {
-            id,
-            node,
-            sequence: 0,
-            swarm,
         }
+        rogue
+    }
+
+    /// Listens with this secret, and believes whoever dials. Returns where.
+    pub(crate) async fn lie_in_wait(secret: &str, answer: Answer) -> (Self, SocketAddr) {
+        let mut rogue = Self::new(secret, answer);
+        let at = "/ip4/127.0.0.1/tcp/0".parse().expect("an address");
+        rogue.swarm.listen_on(at).expect("listening");
+        loop {
+            let SwarmEvent::NewListenAddr { address, .. } = rogue.next().await else {
+                continue;
+            };
+            let port = address.iter().find_map(|part| match part {
+                Protocol::Tcp(port) => Some(port),
+                _ => None,
+            });
+            return (rogue, ([127, 0, 0, 1], port.expect("TCP")).into());
+        }
+    }
+
+    fn new(secret: &str, answer: Answer) -> Self {
+        let keys = Keypair::generate_ed25519();
+        Self {
+            id: node_id(&keys.public().to_peer_id()),
+            node: None,
+            caught: 0,
+            sequence: 0,
+            swarm: swarm_of(&keys, secret, answer),
+        }
+    }
+
+    fn node(&self) -> PeerId {
+        self.node.expect("it is connected")
     }
 
     /// Returns what a sound member would say next of itself.
@@ -107,7 +128,7 @@ impl Rogue {
 
     /// Sends `bytes` as a greeting; returns the node's, if it answers.
     pub(crate) async fn greet(&mut self, bytes: Vec<u8>) -> Option<Greeting> {
-        let node = self.node;
+        let node = self.node();
         let greetings = &mut self.swarm.behaviour_mut().greetings;
         let sent = greetings.send_request(&node, bytes);
         loop {
@@ -150,8 +171,15 @@ impl Rogue {
 
     /// Sends bytes where the node expects the frames of gossip.
     pub(crate) fn make_noise(&mut self, bytes: Vec<u8>) {
-        let node = self.node;
+        let node = self.node();
         self.swarm.behaviour_mut().noise.send_request(&node, bytes);
+    }
+
+    /// Goes on until a node has dialled it and heard its answer.
+    pub(crate) async fn catch(&mut self) {
+        while self.caught == 0 {
+            self.next().await;
+        }
     }
 
     /// Goes on speaking and listening until `done`.
@@ -167,12 +195,26 @@ impl Rogue {
         }
     }
 
+    /// Whoever has dialled it is told at once what a member would tell.
     async fn next(&mut self) -> SwarmEvent<SpeechEvent> {
-        self.swarm.select_next_some().await
+        let event = self.swarm.select_next_some().await;
+        if let SwarmEvent::ConnectionEstablished {
+            peer_id, endpoint, ..
+        } = &event
+        {
+            self.node = Some(*peer_id);
+            if endpoint.is_listener() {
+                self.caught += 1;
+                let greeting = encode(&self.greeting());
+                let greetings = &mut self.swarm.behaviour_mut().greetings;
+                greetings.send_request(peer_id, greeting);
+            }
+        }
+        event
     }
 }
 
-fn swarm_of(keys: &Keypair, secret: &str) -> Swarm<Speech> {
+fn swarm_of(keys: &Keypair, secret: &str, answer: Answer) -> Swarm<Speech> {
     let (me, key) = (
         node_id(&keys.public().to_peer_id()),
         hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()),
@@ -184,6 +226,7 @@ fn swarm_of(keys: &Keypair, secret: &str) -> Swarm<Speech> {
             me,
             node: node_id(peer),
             key: key.clone(),
+            answer,
         })
         .boxed();
     let config = swarm::Config::with_tokio_executor()
@@ -212,82 +255,6 @@ fn speech(keys: &Keypair) -> Speech {
         gossip,
         greetings: raw("/millrace/greeting/1"),
         noise: raw("/meshsub/1.1.0"),
-    }
-}
-
-fn node_id(peer: &PeerId) -> NodeId {
-    let key = PublicKey::try_decode_protobuf(peer.as_ref().digest()).expect("a key");
-    NodeId::new(key.try_into_ed25519().expect("an ed25519 key").to_bytes())
-}
-
-/// The dialling end of an admission.
-#[derive(Clone)]
-struct Door {
-    me: NodeId,
-    node: NodeId,
-    key: hmac::Key,
-}
-
-type Opening<M> = Pin<Box<dyn Future<Output = io::Result<M>> + Send>>;
-
-impl UpgradeInfo for Door {
-    type Info = &'static str;
-    type InfoIter = std::iter::Once<Self::Info>;
-
-    fn protocol_info(&self) -> Self::InfoIter {
-        std::iter::once("/millrace/admission/1")
-    }
-}
-
-impl<C> InboundConnectionUpgrade<C> for Door
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    type Output = yamux::Muxer<C>;
-    type Error = io::Error;
-    type Future = Opening<Self::Output>;
-
-    fn upgrade_inbound(self, _: C, _: Self::Info) -> Self::Future {
-        Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
-    }
-}
-
-impl<C> OutboundConnectionUpgrade<C> for Door
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    type Output = yamux::Muxer<C>;
-    type Error = io::Error;
-    type Future = Opening<Self::Output>;
-
-    fn upgrade_outbound(self, mut io: C, info: Self::Info) -> Self::Future {
-        Box::pin(async move {
-            self.prove(&mut io).await?;
-            yamux::Config::default().upgrade_outbound(io, info).await
-        })
-    }
-}
-
-impl Door {
-    async fn prove<C: AsyncRead + AsyncWrite + Unpin>(&self, io: &mut C) -> io::Result<()> {
-        let (mine, mut theirs) = ([5; 32], [0; 32]);
-        io.write_all(&mine).await?;
-        io.flush().await?;
-        io.read_exact(&mut theirs).await?;
-        let instance = INSTANCE.to_be_bytes();
-        let mut statement = b"millrace admission 1: dialler".to_vec();
-        statement.extend(self.me.as_bytes());
-        statement.extend(mine);
-        statement.extend(self.node.as_bytes());
-        statement.extend(theirs);
-        statement.extend(instance);
-        let mut message = instance.to_vec();
-        message.push(1);
-        message.extend(hmac::sign(&self.key, &statement).as_ref());
-        io.write_all(&message).await?;
-        io.flush().await?;
-        // Its index, its instance and its proof, which a rogue believes.
-        io.read_exact(&mut [0; 1 + 8 + 32]).await
     }
 }
 
