@@ -27,6 +27,16 @@ const CHUNKS: usize = 14;
 /// Chunks that come before the upstream pauses.
 const FIRST: usize = 3;
 
+/// Fills that go on at most although nobody waits for them.
+const ORPHANS: usize = 8;
+
+/// How many of what is under way nobody waits for.
+fn orphans(node: &Node) -> usize {
+    let transfers = node.puller.status().transfers;
+    let orphans = transfers.iter().filter(|transfer| transfer.waiters == 0);
+    orphans.count()
+}
+
 /// Lets every body pause behind its first chunks, until the result says true.
 fn pause(mesh: &Mesh) -> watch::Sender<bool> {
     let (open, gate) = watch::channel(false);
@@ -62,8 +72,13 @@ async fn each_of_many_takes_from_a_slow_peer_has_its_first_bytes() {
     assert!(node.counted("millrace_pull_chunks_in_memory") >= u64::from(CROWD));
     assert_eq!(node.counted("millrace_pull_takes_waiting"), 0);
     drop(bodies);
+    // All orphans but a few are suspended; so are those of the home, which nobody takes any more.
+    for known in [node, home] {
+        eventually(|| orphans(known) == ORPHANS).await;
+    }
+    assert_eq!(node.puller.status().transfers.len(), ORPHANS);
     open.send_replace(true);
-    // All orphans but a few are suspended, and the memory is free again.
+    // Those that went on come to their end, and the memory is free again.
     prompt(node.settled()).await;
     assert_eq!(node.counted("millrace_pull_chunks_in_memory"), 0);
 }
