@@ -1,5 +1,5 @@
-//! What lies between nodes: a line between two sites that each blob crosses once, a firewall that lets
-//! no UDP through, somebody who listens, and what does not:
+//! What lies between nodes: a line between two sites that each blob crosses once, one link that is slow,
+//! a firewall that lets no UDP through, somebody who listens, and what does not:
 //! the proxy that stands before the upstream.
 
 use std::process::Command;
@@ -13,14 +13,20 @@ use millrace_cluster_tests::condition::{eventually, patience};
 use millrace_cluster_tests::fake::{noise, sha256};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_cluster_tests::image::Image;
+use millrace_cluster_tests::load::crowd::{all, stampede};
 use millrace_cluster_tests::netns::Net;
 use millrace_cluster_tests::process;
 use millrace_cluster_tests::proxy::Proxy;
 use millrace_cluster_tests::repository::Repository;
 use millrace_cluster_tests::upstream::Upstream;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 const MIB: usize = 1 << 20;
+
+/// The links of a fleet in which one host has a slow one, in bits per second.
+const QUICK_LINK: u64 = 100_000_000;
+const SLOW_LINK: u64 = 2_000_000;
 
 #[tokio::test]
 async fn each_blob_crosses_to_the_other_site_once() -> Result<()> {
@@ -61,6 +67,38 @@ async fn each_blob_crosses_to_the_other_site_once() -> Result<()> {
             content.digest
         );
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_slow_link_slows_nobody_who_came_later() -> Result<()> {
+    let net = Net::of(7).await?;
+    for host in net.hosts() {
+        host.limit(QUICK_LINK)?;
+    }
+    let scene = Scene::on(&net, Fleet::of(7)).await?;
+    net.hosts()[1].limit(SLOW_LINK)?;
+    let (_, content) = scene.fleet.content_of_home(0, 32 * MIB);
+    let path = scene.add(&content);
+    // It has a first chunk by now, and the home all; it needs two minutes for the rest.
+    let slow = scene.open(1, &path, &content).await?;
+    let alone = Duration::from_secs_f64(content.len() as f64 * 8.0 / QUICK_LINK as f64);
+    let doors = scene.fleet.doors(&[2, 3, 4, 5]);
+    let quick = timeout(alone * 3, stampede(doors, &path, &content)).await;
+    let last = all(quick.context("those behind a slow node are as slow")?)?;
+    println!("{last:?} behind a slow node, {alone:?} alone");
+    let home = scene.fleet.node(0);
+    let sent = home.metric("millrace_peer_sent_bytes_total", &[]).await?;
+    let sent = sent.context("the home counts what it sends")?;
+    ensure!(
+        sent < content.len() as f64 * 1.5,
+        "the home has sent {sent} bytes"
+    );
+    // Only the slow one is still taking it.
+    let late = scene.pull(6, &path, &content).await?;
+    ensure!(late.last_byte < alone * 3 / 2, "{late:?}, {alone:?} alone");
+    assert_eq!(scene.fake.sent_bytes("/blobs/"), content.len() as u64);
+    drop(slow);
     Ok(())
 }
 

@@ -3,10 +3,12 @@
 //! Time is counted from any moment that the caller chooses. A [`Taking`] is told what happens
 //! (`handle_*`) and says what to do next ([`Taking::poll`]). It reads from one source at a time, the
 //! first of the list that the owner gave, in the order in which readers need the chunks; it leaves a
-//! source that is gone, wrong, or too far behind what the owner is known to have, and comes back to
-//! one that was only slow (`sources`). It moves no bytes, checks no chunk and reads no clock.
-//! Source: SPEC.md "Transfer".
+//! source that is gone, wrong, or slow, and comes back to one that only had nothing for a moment
+//! (`sources`). Slow is one behind which this node falls further and further behind what the owner is
+//! known to have, while another one is faster (`pace`). It moves no bytes, checks no chunk and reads
+//! no clock. Source: SPEC.md "Transfer".
 
+mod pace;
 mod sources;
 
 use std::ops::Range;
@@ -15,7 +17,8 @@ use std::time::Duration;
 use rangemap::RangeSet;
 
 use crate::node_id::NodeId;
-use sources::{Choice, Sources};
+use pace::{Pace, Trial, Verdict};
+use sources::{Choice, HELP_CHUNKS, Sources};
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,11 @@ pub struct Taking {
     sources: Sources,
     /// The source that is being read, and the next chunk it will send.
     reading: Option<(NodeId, u32)>,
+    /// The source that was read last, and how this node keeps up with it.
+    paced: Option<NodeId>,
+    pace: Pace,
+    /// Another one that is tried, or is to be.
+    trial: Option<(NodeId, Trial)>,
 }
 
 impl Taking {
@@ -59,6 +67,9 @@ impl Taking {
             wanted: 0,
             sources: Sources::default(),
             reading: None,
+            paced: None,
+            pace: Pace::new(),
+            trial: None,
         }
     }
 
@@ -87,6 +98,28 @@ impl Taking {
         self.sources.add(hinted);
     }
 
+    /// Records that the node that was opened has so many chunks, from the first on.
+    pub fn handle_told(&mut self, now: Duration, chunks: u32) {
+        self.pace.handle_told(now, chunks);
+    }
+
+    /// Records that a chunk has come from the source that is read, whose bytes were on their way for
+    /// `took`; it is still to be checked. If this node falls behind with that source, it is not read
+    /// any more, and another one is tried.
+    pub fn handle_arrived(&mut self, now: Duration, index: u32, took: Duration) {
+        if let Some((_, trial)) = &mut self.trial {
+            return trial.handle_chunk(now);
+        }
+        let known = self.sources.count();
+        if let Some(reading) = self.reading()
+            && let Some(chunk_time) = self.pace.handle_chunk(now, index, took, known)
+            && let Some(other) = self.sources.another(reading, now)
+        {
+            self.reading = None;
+            self.trial = Some((other, Trial::new(now, chunk_time)));
+        }
+    }
+
     /// Records that a chunk is here and right.
     pub fn handle_chunk(&mut self, index: u32) {
         self.here.insert(index..index + 1);
@@ -111,12 +144,14 @@ impl Taking {
     /// Records that the read has ended after all it was asked for.
     pub fn handle_done(&mut self) {
         self.reading = None;
+        self.end_trial();
     }
 
     /// Records that the source has nothing new yet, or no free slot.
     pub fn handle_not_yet(&mut self, now: Duration) {
         if let Some((source, _)) = self.reading.take() {
             self.sources.was_idle(source, now);
+            self.pause(now);
         }
     }
 
@@ -124,6 +159,7 @@ impl Taking {
     pub fn handle_failed(&mut self, now: Duration) {
         if let Some((source, _)) = self.reading.take() {
             self.sources.failed(source, now);
+            self.pause(now);
         }
     }
 
@@ -131,22 +167,31 @@ impl Taking {
     pub fn handle_wrong(&mut self, source: NodeId) {
         self.sources.ban(source);
         self.reading.take_if(|(reading, _)| *reading == source);
+        self.trial.take_if(|(other, _)| *other == source);
     }
 
-    /// Returns what to do next.
+    /// Returns what to do next. A read that was running is over when nobody is
+    /// [read](Self::reading) behind it.
     pub fn poll(&mut self, now: Duration) -> Step {
         if self.is_complete() {
             return Step::Complete;
         }
         if self.reading.is_some() {
-            return Step::Wait(None);
+            return self.wait_for_trial(now);
         }
         let Some(Range { start: first, end }) = self.next_range() else {
             return Step::Wait(None);
         };
-        match self.sources.choose(now) {
+        let choice = match &mut self.trial {
+            Some((other, trial)) => {
+                trial.handle_asked(now);
+                Choice::Ask(*other, HELP_CHUNKS)
+            }
+            None => self.sources.choose(now),
+        };
+        match choice {
             Choice::Ask(source, most) => {
-                self.reading = Some((source, first));
+                self.begin(source, first);
                 let count = (end - first).min(most);
                 Step::Read {
                     source,
@@ -156,6 +201,51 @@ impl Taking {
             }
             Choice::Pause(until) => Step::Wait(Some(until)),
             Choice::Exhausted => Step::Exhausted,
+        }
+    }
+
+    fn begin(&mut self, source: NodeId, first: u32) {
+        self.reading = Some((source, first));
+        if self.trial.is_none() && self.paced.replace(source) != Some(source) {
+            self.pace.handle_change();
+        }
+    }
+
+    /// Waits for a read that is running; it ends when it is a trial that has become hopeless.
+    fn wait_for_trial(&mut self, now: Duration) -> Step {
+        let Some((_, trial)) = &mut self.trial else {
+            return Step::Wait(None);
+        };
+        let deadline = trial.deadline(HELP_CHUNKS);
+        if now >= deadline {
+            trial.handle_nothing(now);
+            self.handle_done();
+        }
+        Step::Wait(Some(deadline))
+    }
+
+    /// Ends what is seen of a source that pauses from now on.
+    fn pause(&mut self, now: Duration) {
+        self.pace.handle_change();
+        if let Some((_, trial)) = &mut self.trial {
+            trial.handle_nothing(now);
+        }
+        self.end_trial();
+    }
+
+    /// Ends a trial: whichever source was faster is preferred from now on.
+    fn end_trial(&mut self) {
+        let Some((other, trial)) = self.trial.take() else {
+            return;
+        };
+        let verdict = trial.verdict();
+        self.pace.handle_verdict(trial.last(), verdict);
+        match (verdict, self.paced) {
+            (Verdict::Better, Some(left)) => self.sources.was_faster(other, left),
+            _ => {
+                let is_no_better = verdict == Verdict::NoBetter;
+                self.sources.was_in_vain(other, is_no_better);
+            }
         }
     }
 
@@ -251,6 +341,70 @@ mod tests {
         assert_eq!(taking.poll(now), Step::Exhausted);
         taking.handle_hint(&[node(1), node(3)]);
         assert_eq!(taking.poll(now), read(3, 0, 10));
+    }
+
+    /// Lets a source bring chunks, each after `millis`; returns when it is left, with the next chunk.
+    fn bring(taking: &mut Taking, now: &mut Duration, first: u32, millis: u64) -> u32 {
+        let mut index = first;
+        while taking.reading().is_some() {
+            *now += Duration::from_millis(millis);
+            taking.handle_arrived(*now, index, Duration::from_millis(millis));
+            taking.handle_chunk(index);
+            index += 1;
+        }
+        index
+    }
+
+    #[test]
+    fn one_behind_which_it_falls_is_left_for_a_faster_one_and_comes_back() {
+        let mut now = Duration::ZERO;
+        let mut taking = taking(200, &[1, 2, 3]);
+        taking.handle_told(now, 199);
+        assert_eq!(taking.poll(now), read(1, 0, 64));
+        let next = bring(&mut taking, &mut now, 0, 600);
+        assert_eq!(taking.poll(now), read(2, next, 4), "it is tried");
+        for index in next..next + 4 {
+            now += Duration::from_millis(20);
+            taking.handle_arrived(now, index, Duration::ZERO);
+            taking.handle_chunk(index);
+        }
+        taking.handle_done();
+        assert_eq!(taking.poll(now), read(2, next + 4, 64), "it is faster");
+        for source in [3, 2, 3, 2, 3, 2, 3] {
+            taking.handle_not_yet(now);
+            now += SLOW_PAUSE;
+            let count = if source == 2 { 64 } else { 4 };
+            assert_eq!(taking.poll(now), read(source, next + 4, count));
+        }
+        taking.handle_not_yet(now);
+        now += SLOW_PAUSE;
+        assert_eq!(
+            taking.poll(now),
+            read(1, next + 4, 4),
+            "others have nothing"
+        );
+    }
+
+    #[test]
+    fn one_that_is_no_better_when_tried_is_not_read_from() {
+        let mut now = Duration::ZERO;
+        let mut taking = taking(200, &[1, 2, 3]);
+        taking.handle_told(now, 199);
+        taking.poll(now);
+        let next = bring(&mut taking, &mut now, 0, 600);
+        assert_eq!(taking.poll(now), read(2, next, 4));
+        now += Duration::from_secs(1);
+        taking.handle_arrived(now, next, Duration::ZERO);
+        taking.handle_chunk(next);
+        taking.handle_not_yet(now);
+        assert_eq!(taking.poll(now), read(1, next + 1, 64));
+        let next = bring(&mut taking, &mut now, next + 1, 600);
+        assert_eq!(taking.poll(now), read(3, next, 4), "another one is tried");
+        let deadline = now + Duration::from_millis(600 * 4 / 2);
+        assert_eq!(taking.poll(now), Step::Wait(Some(deadline)));
+        taking.poll(deadline);
+        assert_eq!(taking.reading(), None, "it would be too late");
+        assert_eq!(taking.poll(deadline), read(1, next, 64));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The chunks that a peer was asked for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use millrace_protocol::wire::message::{Answer, Question, ReadChunks};
+use tokio::time::Instant;
 
 use super::ask::{self, Asked};
 use super::error::PeerError;
@@ -23,6 +25,7 @@ pub struct ChunkStream {
     far: bool,
     /// The chunk whose bytes are being waited for.
     begun: Option<Begun>,
+    took: Duration,
 }
 
 /// What was said of a chunk before its bytes.
@@ -31,6 +34,7 @@ struct Begun {
     length: u32,
     /// Of a chunk ahead of the chain.
     digest: Option<Digest>,
+    at: Instant,
 }
 
 impl ChunkStream {
@@ -48,12 +52,19 @@ impl ChunkStream {
             end: question.first.saturating_add(question.count),
             far: question.far,
             begun: None,
+            took: Duration::ZERO,
         })
     }
 
     /// Returns the peer.
     pub fn peer(&self) -> NodeId {
         self.asked.link.peer
+    }
+
+    /// Returns how long the bytes of the last chunk were on their way, behind what was said of it
+    /// before: little if the peer waited for it itself.
+    pub fn took(&self) -> Duration {
+        self.took
     }
 
     /// Returns the next chunk, or how the answer ends; nothing comes after an end.
@@ -83,6 +94,7 @@ impl ChunkStream {
         };
         let bytes = self.asked.bytes(begun.length).await?;
         self.begun = None;
+        self.took = begun.at.elapsed();
         let index = self.next;
         self.next += 1;
         Ok(match begun.digest {
@@ -104,7 +116,11 @@ impl ChunkStream {
         if index != self.next || index >= self.end {
             return Err(self.asked.disordered("a chunk out of order"));
         }
-        let begun = Begun { length, digest };
+        let begun = Begun {
+            length,
+            digest,
+            at: Instant::now(),
+        };
         self.begun = Some(begun);
         Ok(begun)
     }

@@ -10,9 +10,9 @@ use crate::node_id::NodeId;
 /// Most chunks of one read from the best source.
 const READ_CHUNKS: u32 = 64;
 
-/// Most chunks of one read from a source that helps out while a better one pauses: what it sends
-/// may be the second copy on its link.
-const HELP_CHUNKS: u32 = 4;
+/// Most chunks of one read from a source that helps out while a better one pauses, or is tried: what
+/// it sends may be the second copy on its link.
+pub(super) const HELP_CHUNKS: u32 = 4;
 
 /// How long a source that had nothing new, or no free slot, is left alone while others are tried.
 pub(super) const SLOW_PAUSE: Duration = Duration::from_millis(500);
@@ -22,6 +22,10 @@ const FAILED_PAUSE: Duration = Duration::from_secs(2);
 
 /// Failures in a row after which a source is not tried again.
 pub(super) const MAX_FAILURES: u32 = 3;
+
+/// How often the others must have had nothing before a source that was slower is asked: its few
+/// chunks may take longer than they do.
+const SLOWER_IDLE: u32 = 4;
 
 /// The sources of one blob.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +46,12 @@ struct Conduct {
     idle: u32,
     /// It sent a wrong chunk, or does not have the blob.
     banned: bool,
+    /// It was left for a faster one, or was no better than the one that was left: others go first.
+    slower: bool,
+    /// It was left for a faster one, or tried in the place of another, and was no better.
+    no_better: bool,
+    /// How often it was tried in vain.
+    in_vain: u32,
 }
 
 /// Whom to ask now.
@@ -105,23 +115,64 @@ impl Sources {
         self.conduct.entry(source).or_default().banned = true;
     }
 
+    /// Notes that a source is faster than one that was read: that one goes behind it, and so do those that
+    /// were no better.
+    pub(super) fn was_faster(&mut self, source: NodeId, left: NodeId) {
+        self.conduct.entry(left).or_default().no_better = true;
+        self.conduct.entry(source).or_default().no_better = false;
+        self.conduct
+            .values_mut()
+            .for_each(|conduct| conduct.slower = conduct.no_better);
+    }
+
+    /// Notes that a source was tried and is not read from, perhaps because it is no better.
+    pub(super) fn was_in_vain(&mut self, source: NodeId, is_no_better: bool) {
+        let conduct = self.conduct.entry(source).or_default();
+        conduct.in_vain += 1;
+        conduct.no_better |= is_no_better;
+    }
+
+    /// Returns how many sources are known.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.known.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Returns whom to try in the place of one that is read: of those that may be asked now and were
+    /// not slower than others, the one that was tried in vain least often, and the first of these.
+    pub(super) fn another(&self, reading: NodeId, now: Duration) -> Option<NodeId> {
+        let others = self.known.iter().filter(|source| **source != reading);
+        let others = others.map(|source| (source, self.conduct_of(source)));
+        let others = others.filter(|(_, conduct)| {
+            let pauses = conduct.paused_until.is_some_and(|until| until > now);
+            !conduct.banned && !conduct.slower && !pauses
+        });
+        let least = others.min_by_key(|(_, conduct)| conduct.in_vain);
+        least.map(|(source, _)| *source)
+    }
+
+    fn conduct_of(&self, source: &NodeId) -> Conduct {
+        self.conduct.get(source).copied().unwrap_or_default()
+    }
+
     /// Returns whom to ask now, else when somebody may be: of those who had nothing new least often
     /// the first. Else two that wait for each other's chunks, or for this node's, would be asked in
     /// turns for ever, and the last of the list never.
     pub(super) fn choose(&self, now: Duration) -> Choice {
         let mut earliest: Option<Duration> = None;
         let mut best: Option<(u32, NodeId)> = None;
+        let quick_idle = self.idle_of_quick();
         for source in &self.known {
-            let conduct = self.conduct.get(source).copied().unwrap_or_default();
-            if conduct.banned {
+            let conduct = self.conduct_of(source);
+            let idle = conduct.idle + if conduct.slower { SLOWER_IDLE } else { 0 };
+            if conduct.banned || (conduct.slower && quick_idle.is_some_and(|it| it < idle)) {
                 continue;
             }
             match conduct.paused_until {
                 Some(until) if until > now => {
                     earliest = Some(earliest.map_or(until, |known| known.min(until)));
                 }
-                _ if best.is_none_or(|(idle, _)| conduct.idle < idle) => {
-                    best = Some((conduct.idle, *source));
+                _ if best.is_none_or(|(least, _)| idle < least) => {
+                    best = Some((idle, *source));
                 }
                 _ => {}
             }
@@ -133,11 +184,20 @@ impl Sources {
         }
     }
 
+    /// Returns how often those had nothing new that were not slower than others, the best of them,
+    /// also while it pauses.
+    fn idle_of_quick(&self) -> Option<u32> {
+        let conducts = self.known.iter().map(|source| self.conduct_of(source));
+        let quick = conducts.filter(|conduct| !conduct.banned && !conduct.slower);
+        quick.map(|conduct| conduct.idle).min()
+    }
+
     /// Returns how many chunks are read of a source at a time: few, unless every source before it
-    /// is out of the question.
+    /// is out of the question; those that were slower come last.
     fn most(&self, source: &NodeId) -> u32 {
-        let mut usable = self.known.iter().filter(|known| !self.is_banned(known));
-        match usable.next() == Some(source) {
+        let usable = self.known.iter().filter(|known| !self.is_banned(known));
+        let best = usable.min_by_key(|known| self.conduct_of(known).slower);
+        match best == Some(source) {
             true => READ_CHUNKS,
             false => HELP_CHUNKS,
         }

@@ -2,8 +2,9 @@
 //!
 //! Takers of a large blob form a chain: each reads from the one that came before it, so that every
 //! link carries the blob once in each direction and the time grows by one chunk per node, however
-//! many there are. A small blob fits into the first answers: its takers form a flat tree instead.
-//! Bookkeeping only; no I/O.
+//! many there are. Who is still there when one that came later has the blob is slow: nobody is sent to
+//! it any more, and it takes no slot from others. A small blob fits into the first answers: its takers form a
+//! flat tree instead. Bookkeeping only; no I/O.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +22,9 @@ const SMALL_FAN_OUT: usize = 8;
 
 /// Most readers of one large blob at a time: the first of the chain, and one that lost its place.
 const MAX_READERS: usize = 2;
+
+/// Most slow ones besides, of which each takes little of the link.
+const MAX_SLOW_READERS: usize = 4;
 
 /// Most readers of one small blob at a time.
 const MAX_SMALL_READERS: usize = 32;
@@ -41,7 +45,7 @@ pub(super) struct Takers {
 struct Blob {
     /// In the order in which they came.
     takers: Vec<Taker>,
-    readers: usize,
+    readers: Vec<NodeId>,
     /// Readers of what nobody waits for: beside the others, so that they take no place from them.
     copiers: usize,
 }
@@ -52,6 +56,8 @@ struct Taker {
     zone: String,
     /// Tells two openings by the same node apart.
     ticket: u64,
+    /// One that came later has all of the blob.
+    is_slow: bool,
 }
 
 /// Someone who takes a blob; dropping it is leaving.
@@ -60,6 +66,10 @@ pub(super) struct Place {
     takers: Takers,
     digest: Digest,
     ticket: u64,
+    /// It is one of a chain, in which nobody has all before who came earlier, but where that one is slow.
+    is_link: bool,
+    /// It took all from here and was told that the whole is here: when it leaves, it most likely has it.
+    has_whole: bool,
 }
 
 /// Someone who reads chunks of a blob; dropping it frees the slot.
@@ -67,6 +77,7 @@ pub(super) struct Place {
 pub(super) struct Slot {
     takers: Takers,
     digest: Digest,
+    node: NodeId,
     is_copy: bool,
 }
 
@@ -87,11 +98,14 @@ impl Takers {
             node,
             zone: zone.to_owned(),
             ticket,
+            is_slow: false,
         });
         let place = Place {
             takers: self.clone(),
             digest: *digest,
             ticket,
+            is_link: size > SMALL_BYTES,
+            has_whole: false,
         };
         (place, sources)
     }
@@ -123,18 +137,17 @@ impl Takers {
     ) -> Result<Slot, Vec<NodeId>> {
         let mut blobs = self.blobs.lock();
         let blob = blobs.entry(*digest).or_default();
-        let limit = match is_copy {
-            true => MAX_COPIERS,
-            false if size <= SMALL_BYTES => MAX_SMALL_READERS,
-            false => MAX_READERS,
-        };
-        if *blob.readers_of(is_copy) >= limit {
+        if !blob.has_slot(node, size, is_copy) {
             return Err(blob.before(node));
         }
-        *blob.readers_of(is_copy) += 1;
+        match is_copy {
+            true => blob.copiers += 1,
+            false => blob.readers.push(node),
+        }
         Ok(Slot {
             takers: self.clone(),
             digest: *digest,
+            node,
             is_copy,
         })
     }
@@ -150,7 +163,7 @@ impl Takers {
         let mut blobs = self.blobs.lock();
         if let Some(blob) = blobs.get_mut(digest) {
             change(blob);
-            if blob.takers.is_empty() && blob.readers + blob.copiers == 0 {
+            if blob.takers.is_empty() && blob.readers.is_empty() && blob.copiers == 0 {
                 blobs.remove(digest);
             }
         }
@@ -158,15 +171,29 @@ impl Takers {
 }
 
 impl Blob {
-    fn readers_of(&mut self, is_copy: bool) -> &mut usize {
-        match is_copy {
-            true => &mut self.copiers,
-            false => &mut self.readers,
+    /// Whether a node may read one time more than now.
+    fn has_slot(&self, node: NodeId, size: u64, is_copy: bool) -> bool {
+        if is_copy {
+            return self.copiers < MAX_COPIERS;
         }
+        let is_slow = self.is_slow(node);
+        let limit = match is_slow {
+            true => MAX_SLOW_READERS,
+            false if size <= SMALL_BYTES => MAX_SMALL_READERS,
+            false => MAX_READERS,
+        };
+        let readers = self.readers.iter();
+        let readers = readers.filter(|reader| self.is_slow(**reader) == is_slow);
+        readers.count() < limit
+    }
+
+    fn is_slow(&self, node: NodeId) -> bool {
+        let mut openings = self.takers.iter().filter(|taker| taker.node == node);
+        openings.any(|taker| taker.is_slow)
     }
 
     fn sources(&self, node: NodeId, zone: &str, size: u64) -> Vec<NodeId> {
-        let others = |taker: &&Taker| taker.zone == zone && taker.node != node;
+        let others = |taker: &&Taker| taker.zone == zone && taker.node != node && !taker.is_slow;
         let others: Vec<NodeId> = self
             .takers
             .iter()
@@ -188,25 +215,46 @@ impl Blob {
     fn before(&self, node: NodeId) -> Vec<NodeId> {
         let own = self.takers.iter().position(|taker| taker.node == node);
         let end = own.unwrap_or(self.takers.len());
-        let before = self.takers[..end].iter().rev().take(MAX_NAMED);
-        before.map(|taker| taker.node).collect()
+        let before = self.takers[..end].iter().rev();
+        let before = before.filter(|taker| !taker.is_slow);
+        before.take(MAX_NAMED).map(|taker| taker.node).collect()
+    }
+}
+
+impl Place {
+    /// Records that a taker which had nothing knows all that there is to know of the blob.
+    pub(super) fn told_whole(&mut self) {
+        self.has_whole = self.is_link;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let ticket = self.ticket;
+        let (ticket, has_whole) = (self.ticket, self.has_whole);
         self.takers.leave(&self.digest, |blob| {
-            blob.takers.retain(|taker| taker.ticket != ticket);
+            let place = blob.takers.iter().position(|taker| taker.ticket == ticket);
+            let Some(left) = place.map(|place| blob.takers.remove(place)) else {
+                return;
+            };
+            // In the order in which they came.
+            let before = blob.takers.iter_mut();
+            let before = before.take_while(|taker| taker.ticket < ticket);
+            let before = before.filter(|taker| taker.zone == left.zone);
+            before.for_each(|taker| taker.is_slow |= has_whole);
         });
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let is_copy = self.is_copy;
-        self.takers
-            .leave(&self.digest, |blob| *blob.readers_of(is_copy) -= 1);
+        let (node, is_copy) = (self.node, self.is_copy);
+        self.takers.leave(&self.digest, |blob| {
+            if is_copy {
+                blob.copiers -= 1;
+            } else if let Some(slot) = blob.readers.iter().position(|it| *it == node) {
+                blob.readers.swap_remove(slot);
+            }
+        });
     }
 }
 
@@ -258,6 +306,41 @@ mod tests {
         assert_eq!(sources[8], [node(1)]);
         assert_eq!(sources[15], [node(1)]);
         assert_eq!(sources[16], [node(2)]);
+    }
+
+    #[test]
+    fn nobody_is_sent_to_who_lets_a_later_one_overtake() {
+        let takers = Takers::default();
+        let (_slow, _) = takers.enter(&digest(), node(1), "a", LARGE);
+        let (mut second, _) = takers.enter(&digest(), node(2), "a", LARGE);
+        let (third, sources) = takers.enter(&digest(), node(3), "a", LARGE);
+        assert_eq!(sources, [node(2), node(1)]);
+        // It may have died in the middle.
+        drop(third);
+        let (_fourth, sources) = takers.enter(&digest(), node(4), "a", LARGE);
+        assert_eq!(sources, [node(2), node(1)]);
+        second.told_whole();
+        drop(second);
+        let (_fifth, sources) = takers.enter(&digest(), node(5), "a", LARGE);
+        assert_eq!(sources, [node(4)]);
+        assert_eq!(takers.before(&digest(), node(4)), []);
+    }
+
+    #[test]
+    fn who_is_slow_takes_no_slot_from_others() {
+        let takers = Takers::default();
+        let (_slow, _) = takers.enter(&digest(), node(1), "a", LARGE);
+        let (mut second, _) = takers.enter(&digest(), node(2), "a", LARGE);
+        let read = |number| takers.read(&digest(), node(number), LARGE, false);
+        let _one = read(1).expect("free");
+        let two = read(2).expect("free");
+        read(3).expect_err("taken");
+        second.told_whole();
+        drop((second, two));
+        let _three = read(3).expect("free");
+        let _four = read(4).expect("free");
+        read(5).expect_err("taken");
+        let _again = read(1).expect("its own");
     }
 
     #[test]

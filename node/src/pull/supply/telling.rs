@@ -175,7 +175,8 @@ impl Asked {
             told: 0,
             values: chain_length(size),
             told_whole: false,
-            _place: place,
+            from_start: self.question.have == 0,
+            place,
         };
         (news, telling)
     }
@@ -202,7 +203,8 @@ fn part_of(transfer: &Transfer) -> Option<(BlobNews, Telling)> {
         content: Content::Part(chain),
         told: 0,
         told_whole: false,
-        _place: None,
+        from_start: false,
+        place: None,
     };
     Some((news, telling))
 }
@@ -235,7 +237,9 @@ struct Telling {
     /// How many there are to tell.
     values: usize,
     told_whole: bool,
-    _place: Option<Place>,
+    /// Whether the taker had nothing of it when it came.
+    from_start: bool,
+    place: Option<Place>,
 }
 
 impl Telling {
@@ -254,7 +258,13 @@ impl Telling {
         };
         match &news {
             Ok(BlobNews::Chain { values, .. }) => self.told += values.len(),
-            _ => self.told_whole = true,
+            other => {
+                self.told_whole = true;
+                let place = self.place.as_mut().filter(|_| self.from_start);
+                if let (Ok(BlobNews::Whole), Some(place)) = (other, place) {
+                    place.told_whole();
+                }
+            }
         }
         Some(news)
     }

@@ -123,7 +123,7 @@ impl<'a> Session<'a> {
                 Step::Exhausted => return self.exhausted(),
                 // Those whom the hop has named take from it as well, or wait for this node: they
                 // are not waited for when the hop is of no use.
-                Step::Wait(Some(_)) if self.taking.is_banned(&self.hop.peer) => {
+                Step::Wait(Some(_)) if self.is_left_alone() => {
                     return Ok(Ended::PassedOver);
                 }
                 Step::Wait(due) => due,
@@ -195,7 +195,19 @@ impl<'a> Session<'a> {
                 return Step::Exhausted;
             }
         }
-        self.taking.poll(self.began.elapsed())
+        let is_reading = self.taking.reading().is_some();
+        let step = self.taking.poll(self.began.elapsed());
+        if is_reading && self.taking.reading().is_none() {
+            // What it has sent is dealt with first.
+            self.reading = None;
+            return self.poll();
+        }
+        step
+    }
+
+    /// Whether nobody is read from now, and the hop is of no use any more.
+    fn is_left_alone(&self) -> bool {
+        self.taking.reading().is_none() && self.taking.is_banned(&self.hop.peer)
     }
 
     /// Turns to the next stretch when the last one is over. Returns whether there is something to

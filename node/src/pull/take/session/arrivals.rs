@@ -2,6 +2,8 @@
 //!
 //! Whom to read from next is not decided here; news of the hop are `news`'.
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
@@ -36,12 +38,18 @@ impl Session<'_> {
             Ok(ChunkEvent::Chunk { index, bytes }) => {
                 self.heard = Instant::now();
                 self.got_on = self.heard;
+                let took = stream.as_ref().map_or(Duration::ZERO, ChunkStream::took);
+                self.taking.handle_arrived(now, index, took);
+                if self.taking.reading().is_none() {
+                    tracing::debug!(peer.id = %source.short(), "a source is slow: another is tried");
+                }
                 self.writes.push(Chunk {
                     source,
                     index,
                     bytes,
                     _room: room,
                 });
+                let stream = stream.filter(|_| self.taking.reading().is_some());
                 self.reading = stream.map(|stream| next_event(stream).boxed());
             }
             Ok(ChunkEvent::Done) => self.taking.handle_done(),

@@ -34,6 +34,8 @@ impl Session<'_> {
                 let before = self.chained();
                 let expected = u32::try_from(before) == Ok(first);
                 self.chain.send_modify(|chain| chain.extend(values));
+                let told = u32::try_from(self.chained()).unwrap_or(u32::MAX);
+                self.taking.handle_told(self.began.elapsed(), told);
                 if self.writes.are_waiting() {
                     self.heard = Instant::now();
                 }
