@@ -1,5 +1,8 @@
 //! Nodes of a test: each a `Peers` with members and answers that the test decides.
 
+#[path = "../panics/watch.rs"]
+mod panics;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +23,8 @@ use millrace_protocol::wire::message::{
     RecallTag, Refusal, ResolveTag,
 };
 use tokio::sync::{Semaphore, watch};
+
+use panics::NoPanics;
 
 /// How long a test waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,6 +64,7 @@ pub(crate) struct Node {
     pub(crate) generation: u64,
     pub(crate) tasks: Tasks,
     folder: Arc<tempfile::TempDir>,
+    _panics: NoPanics,
 }
 
 /// Patience that makes a test short, and still is several times what a busy machine takes.
@@ -98,6 +104,7 @@ impl Node {
             generation,
             tasks,
             folder,
+            _panics: NoPanics::watch(),
         }
     }
 
