@@ -15,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::component;
-use crate::condition::patience;
+use crate::condition::{eventually, patience};
 use crate::http::{Answer, Request};
 use crate::netns::{self, Host};
 use crate::process::Process;
@@ -224,6 +224,18 @@ impl Node {
         let status = process.wait(limit).await?;
         self.process = None;
         Ok(status)
+    }
+
+    /// Asks the process to end by SIGTERM, and waits until it takes no new connection.
+    ///
+    /// # Panics
+    /// When it does so all the time.
+    pub async fn drain(&self) {
+        self.terminate();
+        eventually("a draining node refuses new connections", async || {
+            self.send(Request::get("/v2/")).await.is_err()
+        })
+        .await;
     }
 
     /// Ends the process by SIGTERM and waits for it.

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use millrace_cluster_tests::condition::{eventually, eventually_some, patience};
+use millrace_cluster_tests::condition::{eventually_some, patience};
 use millrace_cluster_tests::fake::{self, Fake, Guard};
 use millrace_cluster_tests::http::{Answer, End, Exchange, Request};
 use millrace_cluster_tests::image::{Content, Image};
@@ -110,12 +110,7 @@ async fn sigterm_drains_a_running_download() -> Result<()> {
     let mut scene = Scene::start(48 * MIB, 3).await?;
     scene.link.limit(16 * MIB);
     let (exchange, begun) = scene.begin(4 * MIB).await?;
-    scene.node.terminate();
-    let address = scene.node.address();
-    eventually("a draining node refuses new connections", async || {
-        Request::get("/v2/").send(address).await.is_err()
-    })
-    .await;
+    scene.node.drain().await;
     let rest = exchange.finish().await?;
     let whole = Answer {
         body: [begun, rest.body.to_vec()].concat().into(),
@@ -133,12 +128,7 @@ async fn a_second_sigterm_ends_the_node_at_once() -> Result<()> {
     // A download of a minute: only the second signal can end the node soon.
     scene.link.limit(MIB);
     let (exchange, _begun) = scene.begin(MIB).await?;
-    scene.node.terminate();
-    let address = scene.node.address();
-    eventually("a draining node refuses new connections", async || {
-        Request::get("/v2/").send(address).await.is_err()
-    })
-    .await;
+    scene.node.drain().await;
     let asked = Instant::now();
     scene.node.terminate();
     scene
@@ -204,12 +194,7 @@ impl Hung {
 async fn a_second_sigterm_ends_a_node_whose_disk_hangs() -> Result<()> {
     let mut hung = Hung::start().await?;
     let node = &mut hung.scene.node;
-    node.terminate();
-    let address = node.address();
-    eventually("a draining node refuses new connections", async || {
-        Request::get("/v2/").send(address).await.is_err()
-    })
-    .await;
+    node.drain().await;
     node.terminate();
     let status = node.ended(Duration::from_secs(5)).await?;
     ensure!(status.code() == Some(143), "it ended with {status}");

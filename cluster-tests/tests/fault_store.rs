@@ -1,13 +1,13 @@
-//! The bounds of the disk, and what a restart finds.
+//! The bounds of the disk, and content that finds no room on it or cannot be read from it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, Result};
-use millrace_cluster_tests::condition::{eventually, eventually_some, patience};
+use anyhow::Result;
+use bytes::Bytes;
+use millrace_cluster_tests::condition::{eventually, eventually_some};
 use millrace_cluster_tests::disk::SmallDisk;
 use millrace_cluster_tests::fake::{
-    Ended, Fake, Gate, Scene, Then, When, assert_unfinished, assert_whole, noise,
+    Gate, Scene, Then, When, assert_unfinished, assert_whole, noise,
 };
 use millrace_cluster_tests::http::Request;
 use millrace_protocol::oci::Digest;
@@ -27,23 +27,50 @@ fn bytes_below(folder: &Path) -> u64 {
     sizes.sum()
 }
 
+/// Blobs of an upstream and their content.
+type Blobs = Vec<(Digest, Bytes)>;
+
+/// A node with room for three of the blobs that its upstream has.
+async fn room_for_three(blobs: u64) -> Result<(Scene, Blobs)> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
+    let add = |seed| {
+        let content = noise(seed, 24 * MIB);
+        (scene.fake.add_blob("app", content.clone()), content)
+    };
+    let blobs = (0..blobs).map(add).collect();
+    Ok((scene, blobs))
+}
+
+/// A node that has kept as many blobs as there is room for.
+async fn full() -> Result<(Scene, Blobs)> {
+    let (scene, blobs) = room_for_three(3).await?;
+    for (digest, blob) in &blobs {
+        assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
+        is_kept(&scene, digest).await;
+    }
+    Ok((scene, blobs))
+}
+
+/// A node whose store is smaller than a blob of its upstream.
+async fn too_large() -> Result<(Scene, Digest, Bytes)> {
+    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
+    let content = noise(1, 24 * MIB);
+    let digest = scene.fake.add_blob("app", content.clone());
+    Ok((scene, digest, content))
+}
+
 #[tokio::test]
 async fn the_bound_holds_and_what_is_being_read_stays() -> Result<()> {
-    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
-    let blobs: Vec<_> = (0..8).map(|seed| noise(seed, 24 * MIB)).collect();
-    let add = |blob| scene.fake.add_blob("app", blob);
-    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
-    assert_whole(
-        &scene.send(scene.blob("app", &digests[0])).await?,
-        &blobs[0],
-    );
+    let (scene, blobs) = room_for_three(8).await?;
+    let (first, content) = &blobs[0];
+    assert_whole(&scene.send(scene.blob("app", first)).await?, content);
     let mut slow = eventually_some("the first blob is kept", async || {
-        let slow = scene.open(scene.blob("app", &digests[0])).await.ok()?;
+        let slow = scene.open(scene.blob("app", first)).await.ok()?;
         (slow.head().header("x-millrace-source") == Some("local")).then_some(slow)
     })
     .await;
     let begin = slow.read_at_least(MIB).await?;
-    for (digest, blob) in digests.iter().zip(&blobs).skip(1) {
+    for (digest, blob) in &blobs[1..] {
         assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
     }
     eventually("the store is within its bound", async || {
@@ -52,38 +79,34 @@ async fn the_bound_holds_and_what_is_being_read_stays() -> Result<()> {
     .await;
     let rest = slow.finish().await?;
     assert!(
-        [begin, rest.body].concat() == blobs[0],
+        [begin, rest.body].concat() == *content,
         "the slow reader got other bytes"
     );
     // The first ones that nobody read had to go: they cost another fetch.
     let asked = scene.fake.records().len();
-    assert_whole(
-        &scene.send(scene.blob("app", &digests[1])).await?,
-        &blobs[1],
-    );
+    let (second, content) = &blobs[1];
+    assert_whole(&scene.send(scene.blob("app", second)).await?, content);
     assert_eq!(scene.fake.records().len(), asked + 1);
     Ok(())
 }
 
 #[tokio::test]
 async fn what_is_read_since_it_was_fetched_stays() -> Result<()> {
-    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
-    let blobs: Vec<_> = (0..5).map(|seed| noise(seed, 24 * MIB)).collect();
-    let add = |blob| scene.fake.add_blob("app", blob);
-    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
-    let mut slow = scene.open(scene.blob("app", &digests[0])).await?;
+    let (scene, blobs) = room_for_three(5).await?;
+    let (first, content) = &blobs[0];
+    let mut slow = scene.open(scene.blob("app", first)).await?;
     assert_ne!(slow.head().header("x-millrace-source"), Some("local"));
     let begin = slow.read_at_least(MIB).await?;
-    let path = path_of(&scene, &digests[0]);
+    let path = path_of(&scene, first);
     eventually("it is stored", async || path.is_file()).await;
-    for (digest, blob) in digests.iter().zip(&blobs).skip(1) {
+    for (digest, blob) in &blobs[1..] {
         assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
         let path = path_of(&scene, digest);
         eventually("it is stored", async || path.is_file()).await;
     }
     assert!(path.is_file(), "it is being read");
     let rest = slow.finish().await?;
-    assert!([begin, rest.body].concat() == blobs[0], "other bytes came");
+    assert!([begin, rest.body].concat() == *content, "other bytes came");
     Ok(())
 }
 
@@ -96,9 +119,7 @@ fn path_of(scene: &Scene, digest: &Digest) -> PathBuf {
 
 #[tokio::test]
 async fn a_blob_that_is_larger_than_the_store_is_relayed_and_not_kept() -> Result<()> {
-    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
-    let content = noise(1, 24 * MIB);
-    let digest = scene.fake.add_blob("app", content.clone());
+    let (scene, digest, content) = too_large().await?;
     for fetches in 1..3 {
         assert_whole(&scene.send(scene.blob("app", &digest)).await?, &content);
         assert_eq!(scene.fake.count("GET", "/blobs/"), fetches);
@@ -114,14 +135,7 @@ async fn a_blob_that_is_larger_than_the_store_is_relayed_and_not_kept() -> Resul
 
 #[tokio::test]
 async fn a_length_that_is_a_lie_costs_others_nothing() -> Result<()> {
-    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
-    let blobs: Vec<_> = (0..3).map(|seed| noise(seed, 24 * MIB)).collect();
-    let add = |blob| scene.fake.add_blob("app", blob);
-    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
-    for (digest, blob) in digests.iter().zip(&blobs) {
-        assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
-        is_kept(&scene, digest).await;
-    }
+    let (scene, blobs) = full().await?;
     let lie = scene.fake.add_blob("app", noise(9, 79 * MIB));
     let target = lie.to_string();
     let short = Then::healthy().cut(100_000);
@@ -130,7 +144,7 @@ async fn a_length_that_is_a_lie_costs_others_nothing() -> Result<()> {
     scene.fake.on(rest, Then::status(404));
     let answer = scene.send(scene.blob("app", &lie)).await?;
     assert_unfinished(&answer);
-    for digest in &digests {
+    for (digest, _) in &blobs {
         assert_kept(&scene, digest).await?;
     }
     Ok(())
@@ -156,14 +170,7 @@ async fn assert_kept(scene: &Scene, digest: &Digest) -> Result<()> {
 
 #[tokio::test]
 async fn a_blob_that_finds_no_room_on_its_way_is_relayed_from_there() -> Result<()> {
-    let scene = Scene::with(|node| node.set("cache/max_size", "80MiB")).await?;
-    let blobs: Vec<_> = (0..3).map(|seed| noise(seed, 24 * MIB)).collect();
-    let add = |blob| scene.fake.add_blob("app", blob);
-    let digests: Vec<_> = blobs.iter().cloned().map(add).collect();
-    for (digest, blob) in digests.iter().zip(&blobs) {
-        assert_whole(&scene.send(scene.blob("app", digest)).await?, blob);
-        is_kept(&scene, digest).await;
-    }
+    let (scene, blobs) = full().await?;
     let content = noise(9, 60 * MIB);
     let large = scene.fake.add_blob("app", content.clone());
     let gate = Gate::default();
@@ -172,16 +179,16 @@ async fn a_blob_that_finds_no_room_on_its_way_is_relayed_from_there() -> Result<
     let mut reader = scene.open(scene.blob("app", &large)).await?;
     let begin = reader.read_at_least(MIB).await?;
     let mut slow = Vec::new();
-    for digest in &digests {
+    for (digest, _) in &blobs {
         slow.push(scene.open(scene.blob("app", digest)).await?);
     }
     gate.open();
     let rest = reader.finish().await?;
-    assert!([begin, rest.body].concat() == content, "other bytes came");
-    for (slow, blob) in slow.into_iter().zip(&blobs) {
+    assert!([begin, rest.body].concat() == *content, "other bytes came");
+    for (slow, (_, blob)) in slow.into_iter().zip(&blobs) {
         assert_whole(&slow.finish().await?, blob);
     }
-    for digest in &digests {
+    for (digest, _) in &blobs {
         assert_kept(&scene, digest).await?;
     }
     Ok(())
@@ -189,8 +196,7 @@ async fn a_blob_that_finds_no_room_on_its_way_is_relayed_from_there() -> Result<
 
 #[tokio::test]
 async fn a_relayed_blob_is_verified_too() -> Result<()> {
-    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
-    let digest = scene.fake.add_blob("app", noise(1, 24 * MIB));
+    let (scene, digest, _) = too_large().await?;
     scene
         .fake
         .on(When::get("/blobs/"), Then::healthy().flip(12 * MIB));
@@ -201,9 +207,7 @@ async fn a_relayed_blob_is_verified_too() -> Result<()> {
 
 #[tokio::test]
 async fn readers_of_a_relayed_blob_share_one_fetch() -> Result<()> {
-    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
-    let content = noise(1, 24 * MIB);
-    let digest = scene.fake.add_blob("app", content.clone());
+    let (scene, digest, content) = too_large().await?;
     let gate = scene.fake.pause_blobs(100_000);
     let one = scene.open(scene.blob("app", &digest)).await?;
     let two = scene.open(scene.blob("app", &digest)).await?;
@@ -217,9 +221,7 @@ async fn readers_of_a_relayed_blob_share_one_fetch() -> Result<()> {
 
 #[tokio::test]
 async fn a_far_range_of_a_relayed_blob_is_answered_with_bytes_in_hand() -> Result<()> {
-    let scene = Scene::with(|node| node.set("cache/max_size", "8MiB")).await?;
-    let content = noise(1, 24 * MIB);
-    let digest = scene.fake.add_blob("app", content.clone());
+    let (scene, digest, content) = too_large().await?;
     let never = Gate::default();
     let first = When::get("/blobs/").first(1);
     let whole = Then::healthy().stall(4 * MIB as u64, &never);
@@ -279,39 +281,6 @@ async fn a_full_disk_is_survived_and_blobs_are_relayed() -> Result<()> {
     Ok(())
 }
 
-/// A node that has half of a blob, and whose client has left.
-async fn half_full() -> Result<(Scene, Digest, Gate)> {
-    let scene = Scene::of(Fake::start().await?, |node| {
-        node.set("http/draintimeout", "2s")
-    })
-    .await?;
-    let digest = scene.fake.add_blob("app", noise(1, 16 * MIB));
-    let gate = Gate::default();
-    let half = Then::healthy().stall(8 * MIB as u64, &gate);
-    scene.fake.on(When::get("/blobs/").first(1), half);
-    let mut reader = scene.open(scene.blob("app", &digest)).await?;
-    reader.read_at_least(7 * MIB).await?;
-    Ok((scene, digest, gate))
-}
-
-#[tokio::test]
-async fn a_restart_continues_the_part() -> Result<()> {
-    let (mut scene, digest, _gate) = half_full().await?;
-    assert!(scene.node.stop().await?.success(), "a drain is no failure");
-    eventually("the upstream sees the node leave", async || {
-        scene.fake.records()[0].end == Some(Ended::Left)
-    })
-    .await;
-    scene.node.restart().await?;
-    let answer = scene.send(scene.blob("app", &digest)).await?;
-    assert_whole(&answer, &noise(1, 16 * MIB));
-    let fetches = scene.fake.requests("GET", "/blobs/");
-    let start = fetches[1].range_start().context("the part was dropped")?;
-    assert!(start >= 7 * MIB as u64, "continued at {start}");
-    assert_eq!(fetches[1].sent_bytes, 16 * MIB as u64 - start);
-    Ok(())
-}
-
 #[tokio::test]
 async fn what_cannot_be_read_any_more_is_fetched_again() -> Result<()> {
     let scene = Scene::start().await?;
@@ -352,61 +321,5 @@ async fn what_cannot_be_stored_is_given_to_every_client_all_the_same() -> Result
         let told = async || scene.node.log().contains(&path);
         eventually("the log says which place is taken", told).await;
     }
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_kill_leaves_nothing_wrong() -> Result<()> {
-    let (mut scene, digest, _gate) = half_full().await?;
-    let small = scene.fake.add_blob("app", "small");
-    assert_whole(&scene.send(scene.blob("app", &small)).await?, b"small");
-    scene.node.kill();
-    scene.node.restart().await?;
-    for _ in 0..2 {
-        let answer = scene.send(scene.blob("app", &digest)).await?;
-        assert_whole(&answer, &noise(1, 16 * MIB));
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_second_signal_ends_at_once_although_a_client_reads() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let digest = scene.fake.add_blob("app", noise(1, 4 * MIB));
-    let _never = scene.fake.pause_blobs(MIB as u64);
-    let mut reader = scene.open(scene.blob("app", &digest)).await?;
-    reader.read_at_least(1_000).await?;
-    scene.node.terminate();
-    eventually("new connections are refused", async || {
-        scene.send(Request::get("/v2/")).await.is_err()
-    })
-    .await;
-    assert!(
-        reader.end().is_none(),
-        "the reader was cut at the first signal"
-    );
-    scene.node.terminate();
-    scene
-        .node
-        .ended(patience().min(Duration::from_secs(10)))
-        .await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_drain_lets_a_running_body_finish() -> Result<()> {
-    let mut scene = Scene::start().await?;
-    let content = noise(1, 4 * MIB);
-    let digest = scene.fake.add_blob("app", content.clone());
-    let gate = scene.fake.pause_blobs(MIB as u64);
-    let reader = scene.open(scene.blob("app", &digest)).await?;
-    scene.node.terminate();
-    eventually("new connections are refused", async || {
-        scene.send(Request::get("/v2/")).await.is_err()
-    })
-    .await;
-    gate.open();
-    assert_whole(&reader.finish().await?, &content);
-    scene.node.ended(patience()).await?;
     Ok(())
 }
