@@ -15,11 +15,12 @@ mod mesh;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use hung::Hung;
 use liar::Liar;
 use mesh::{Mesh, Node, Settings, eventually, noise, prompt};
 use millrace::peer::{Members, Peers};
-use millrace::pull;
+use millrace::pull::{self, Piece};
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::oci::{Algorithm, Digest};
 use millrace_protocol::placement::Key;
@@ -150,6 +151,44 @@ async fn a_home_that_is_slow_and_gets_on_is_not_left() {
     tokio::join!(pulls(node, &digest, &bytes), flow);
     assert_eq!((left(node), mesh.gets("/blobs/")), (0, 0));
     assert_eq!(node.puller.status().distrusted, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_not_left_for_a_client_that_pauses() {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let settings = Settings {
+        pull: pull::Config {
+            source_patience: PATIENCE,
+            ..pull::Config::default()
+        },
+        // It is passed on at the client's pace.
+        max_size: CHUNK_BYTES,
+        ..Settings::default()
+    };
+    let mesh = Mesh::strangers_with(&["a"], settings).await;
+    // More than twice what is kept for a client that pauses.
+    let bytes = noise(1, 80);
+    let _home = mesh.add_home(Arc::new(Liar::honest(&bytes)));
+    let digest = mesh.content.add(bytes.clone());
+    let node = &mesh.nodes[0];
+    let mut body = prompt(node.body(&digest, 0..u64::MAX))
+        .await
+        .expect("opened");
+    let mut pulled = Vec::new();
+    for eighth in [1, 2, 3, 4, 8] {
+        while pulled.len() < bytes.len() * eighth / 8 {
+            let piece = prompt(body.next()).await.expect("a piece");
+            let Piece::Memory(piece) = piece.expect("read") else {
+                panic!("nobody told the body to lend");
+            };
+            pulled.extend_from_slice(&piece);
+        }
+        let since = Instant::now();
+        eventually(|| since.elapsed() > PATIENCE * 3 / 2).await;
+    }
+    assert!(pulled == bytes);
+    assert_eq!(node.puller.status().distrusted, []);
+    assert_eq!(mesh.gets("/blobs/"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,9 @@ pub struct Config {
     /// Longer than an upstream may take to open a blob (20 s), or a home that waits for it is left;
     /// and not much longer, because clients have been refused by then. Default 30 s.
     pub hop_patience: Duration,
+    /// How long a source of chunks that is alive may bring none and not say either that it has none yet:
+    /// longer than it waits itself before it says so (8 s). Default 10 s.
+    pub source_patience: Duration,
     /// Owners of a zone that keep a copy of what one of them pulls. Default 1: the first alone.
     pub replicas: usize,
 }
@@ -78,6 +81,7 @@ impl Default for Config {
             negative_ttl: Duration::from_secs(30),
             holds_patience: Duration::from_millis(250),
             hop_patience: Duration::from_secs(30),
+            source_patience: Duration::from_secs(10),
             replicas: 1,
         }
     }

@@ -50,6 +50,8 @@ pub(super) struct Neighbours {
     pub(super) memory: Memory,
     holds_patience: Duration,
     hop_patience: Duration,
+    /// How long a source of chunks may say nothing at all.
+    pub(super) source_patience: Duration,
     pub(super) metrics: HopMetrics,
 }
 
@@ -76,6 +78,7 @@ impl Neighbours {
             memory,
             holds_patience: config.holds_patience,
             hop_patience: config.hop_patience,
+            source_patience: config.source_patience,
             metrics,
         }
     }

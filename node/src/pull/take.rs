@@ -12,7 +12,6 @@ mod writes;
 use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
 use millrace_protocol::oci::Digest;
@@ -31,10 +30,6 @@ use super::sink::{Check, Sink};
 use super::transfer::{State, Supply, Transfer};
 
 use session::Session;
-
-/// How long a source that is alive may bring no chunk and not say either that it has none yet:
-/// longer than it waits itself before it says so.
-const STALLED: Duration = Duration::from_secs(10);
 
 /// What a blob is taken with.
 #[derive(Clone, Copy)]

@@ -23,7 +23,7 @@ use crate::pull::neighbours::Hop;
 use crate::pull::sink::{Arrived, Check, Checked, Taken};
 use crate::pull::transfer::{Phase, State};
 
-use super::{STALLED, Take, check, range};
+use super::{Take, check, range};
 
 /// Chunks that a far lane holds in memory at most: one that arrives, one that is written.
 const CHUNKS_IN_MEMORY: u32 = 2;
@@ -151,7 +151,8 @@ impl<'a> Lane<'a> {
     /// Takes the next chunk.
     async fn next(&mut self) -> Result<LaneEvent, PullError> {
         // Its time is that of a source which says nothing, and covers what the check waits for.
-        let event = tokio::time::timeout(STALLED, self.receive()).await;
+        let patience = self.take.neighbours.source_patience;
+        let event = tokio::time::timeout(patience, self.receive()).await;
         match event {
             Ok(Some(ChunkEvent::Chunk { index, .. } | ChunkEvent::Far { index, .. }))
                 if !self.segment.chunks().contains(&index) =>
@@ -260,7 +261,8 @@ impl<'a> Lane<'a> {
     async fn check(&mut self, index: u32) -> Option<Check> {
         let (digest, size) = (self.take.transfer.digest, self.size);
         let known = |chain: &Vec<ChainValue>| check(&digest, chain, index, size).is_some();
-        let chain = tokio::time::timeout(STALLED, self.chain.wait_for(known));
+        let patience = self.take.neighbours.source_patience;
+        let chain = tokio::time::timeout(patience, self.chain.wait_for(known));
         let chain = chain.await.ok()?.ok()?;
         check(&digest, &chain, index, size)
     }

@@ -57,9 +57,10 @@ pub(super) struct Session<'a> {
     reading: Option<Reading>,
     /// Where the chunk belongs that arrives next; without it none is received.
     room: Option<Room>,
-    /// When the source was asked, or last brought a chunk; or the hop a value for one that waits.
+    /// When the source was asked, or last brought a chunk, or the hop a value for one that waits; or
+    /// when this node had time to listen again.
     heard: Instant,
-    /// When anything of the blob last came: a chunk, or news of the hop.
+    /// When anything of the blob last came, a chunk or news of the hop, or was written.
     got_on: Instant,
     writes: Writes<'a>,
     /// Chunks that did not fit the chain, and who sent them.

@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use tokio::time::Instant;
 
@@ -80,6 +79,7 @@ impl Session<'_> {
                 Checked::Wrong(whole) => self.handle_wrong(&chunk, whole),
             }
         }
+        self.listen_anew();
         Ok(self.hop_is_wrong().then_some(Ended::PassedOver))
     }
 
@@ -108,7 +108,6 @@ impl Session<'_> {
                 advance(state);
             }),
         }
-        self.got_on = Instant::now();
         self.confirm()?;
         let metrics = &self.take.neighbours.metrics;
         metrics.received_bytes.inc_by(length);

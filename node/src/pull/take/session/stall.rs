@@ -9,7 +9,7 @@ use millrace_protocol::wire::message::Cause;
 use tokio::time::Instant;
 
 use crate::peer::PeerError;
-use crate::pull::take::{Ended, STALLED};
+use crate::pull::take::Ended;
 
 use super::Session;
 
@@ -28,7 +28,7 @@ impl Session<'_> {
         let patience = if self.writes.are_waiting() {
             OWED
         } else {
-            STALLED
+            self.take.neighbours.source_patience
         };
         self.heard + patience
     }
@@ -36,6 +36,13 @@ impl Session<'_> {
     /// Returns until when the hop has to get anywhere.
     pub(super) fn stuck_at(&self) -> Instant {
         self.got_on + self.take.neighbours.hop_patience(self.hop.role)
+    }
+
+    /// Counts the time of others from now on: while this node wrote, or passed on at its client's
+    /// pace, it listened to nobody.
+    pub(super) fn listen_anew(&mut self) {
+        self.heard = Instant::now();
+        self.got_on = self.heard;
     }
 
     /// Takes note of what the hop waits for: while that is its turn, it is not stuck.
