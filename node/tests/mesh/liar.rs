@@ -46,6 +46,8 @@ pub(crate) struct Liar {
     pub(crate) made_up: u64,
     /// What it gives ahead of its chain.
     pub(crate) far: Option<Far>,
+    /// Whom it names instead of sending anything, the first time that it is asked for chunks.
+    pub(crate) names: Mutex<Vec<NodeId>>,
     /// How many chunks it may have sent by now, if it is slow.
     pub(crate) pace: Option<watch::Receiver<u32>>,
     /// As what it was asked for blobs, in the order of the questions.
@@ -90,6 +92,7 @@ impl Liar {
             told: Vec::new(),
             made_up: 0,
             far: None,
+            names: Mutex::default(),
             pace: None,
             opened: Arc::default(),
         }
@@ -160,6 +163,10 @@ impl Handler for Liar {
     fn read(&self, _: NodeId, question: ReadChunks) -> BoxStream<'static, ChunkEvent> {
         if self.mute {
             return stream::pending().boxed();
+        }
+        let ask = std::mem::take(&mut *self.names.lock());
+        if !ask.is_empty() {
+            return stream::iter([ChunkEvent::Busy { ask }]).boxed();
         }
         let chunks = question.first..question.first + question.count;
         let events: Vec<_> = match &self.far {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::oci::Digest;
+use millrace_protocol::placement::Key;
+use parking_lot::Mutex;
 
 use super::liar::Liar;
-use super::mesh::{Mesh, noise, prompt};
+use super::mesh::{Extra, Mesh, noise, prompt};
 
 /// Pulls through a home that is `liar`, twice; returns what came of it.
 async fn pull_past(mesh: &Mesh, liar: Liar, digest: &Digest) -> [Option<Vec<u8>>; 2] {
@@ -89,4 +91,31 @@ async fn a_peer_that_lives_and_sends_nothing_is_left() {
     let _home = mesh.add_home(Arc::new(liar));
     let (pulled, _) = prompt(mesh.nodes[0].pull(&digest)).await.expect("pulled");
     assert!(pulled == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_found_wrong_is_not_read_from_at_anothers_word() {
+    let mesh = Mesh::strangers(&["a"]).await;
+    let bytes = noise(17, 6);
+    let digest = mesh.content.add(bytes.clone());
+    let mut homes = [Extra::start(1), Extra::start(1)];
+    let view = mesh.view(&[], &[&homes[0], &homes[1]]);
+    let first = view.homes(Key::of_digest(&digest)).next();
+    homes.sort_by_key(|home| Some(home.id) != first);
+    let [wrong, busy] = &homes;
+    wrong.peers.serve(Arc::new(Liar {
+        sent: vec![0; bytes.len()],
+        ..Liar::honest(&bytes)
+    }));
+    busy.peers.serve(Arc::new(Liar {
+        names: Mutex::new(vec![wrong.id]),
+        ..Liar::honest(&bytes)
+    }));
+    mesh.gather(&[], &[wrong, busy]);
+    let node = &mesh.nodes[0];
+    let (pulled, _) = prompt(node.pull(&digest)).await.expect("pulled");
+    assert!(pulled == bytes);
+    assert_eq!(node.puller.status().distrusted, [wrong.id]);
+    // Of the one that is wrong, and twice of the one that names it.
+    assert_eq!(node.asked("read"), 3);
 }

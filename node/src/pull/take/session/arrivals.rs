@@ -54,8 +54,7 @@ impl Session<'_> {
             Ok(ChunkEvent::Done) => self.taking.handle_done(),
             Ok(ChunkEvent::NotYet) => self.taking.handle_not_yet(now),
             Ok(ChunkEvent::Busy { ask }) => {
-                let me = self.take.neighbours.view().me();
-                let others: Vec<NodeId> = ask.into_iter().filter(|node| *node != me).collect();
+                let others = self.usable(ask);
                 self.taking.handle_hint(&others);
                 self.taking.handle_not_yet(now);
             }

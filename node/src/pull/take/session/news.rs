@@ -14,13 +14,21 @@ use super::{Ended, Session, Take};
 
 impl Session<'_> {
     /// Reads from the sources that the hop names, at last from the hop itself.
-    pub(super) fn use_sources(&mut self, mut sources: Vec<NodeId>) {
-        let neighbours = self.take.neighbours;
-        let me = neighbours.view().me();
-        sources.retain(|source| *source != me && *source != self.hop.peer);
-        sources.retain(|source| neighbours.trust.is_given(source));
+    pub(super) fn use_sources(&mut self, sources: Vec<NodeId>) {
+        let mut sources = self.usable(sources);
+        sources.retain(|source| *source != self.hop.peer);
         sources.push(self.hop.peer);
         self.taking.handle_sources(sources);
+    }
+
+    /// Returns those of the nodes that somebody has named from which this one reads: other members, of
+    /// whom nothing bad is known.
+    pub(super) fn usable(&self, mut named: Vec<NodeId>) -> Vec<NodeId> {
+        let neighbours = self.take.neighbours;
+        let view = neighbours.view();
+        named.retain(|node| *node != view.me() && view.member(node).is_some());
+        named.retain(|node| neighbours.trust.is_given(node));
+        named
     }
 
     /// Takes over news. Returns how the session ends if it does.
