@@ -84,8 +84,9 @@ impl Exchange {
         match question.unwrap_or(Err(ReadFailure::Silent)) {
             Ok(question) => {
                 self.links.metrics.answering(kind(&question));
-                let (replies, slot) = self.replies(question.clone());
-                self.send(&question, replies).await;
+                let bounded = has_bounded_work(&question).then(|| question.clone());
+                let (replies, slot) = self.replies(question);
+                self.send(bounded.as_ref(), replies).await;
                 drop(slot);
             }
             Err(failure) => self.turn_away(&failure),
@@ -166,8 +167,9 @@ impl Exchange {
     }
 
     /// Sends replies as they come, and *pending* in between, until the peer has heard enough; or
-    /// until it is clear that nothing comes of the first.
-    async fn send(&mut self, question: &Question, mut replies: BoxStream<'static, Reply>) {
+    /// until it is clear that nothing comes of the first: of `bounded`, a question on whose first answer
+    /// this node may not work for long.
+    async fn send(&mut self, bounded: Option<&Question>, mut replies: BoxStream<'static, Reply>) {
         let unheard = self.outbox.unheard();
         tokio::pin!(unheard);
         let mut pending = interval(self.links.config.pending);
@@ -184,7 +186,8 @@ impl Exchange {
                 }
                 // The first tick is at once: what takes any time is pending.
                 _ = pending.tick() => {
-                    let cause = self.handler.waits_for(question);
+                    let waits_for = |question| self.handler.waits_for(question);
+                    let cause = bounded.map_or(Cause::Others, waits_for);
                     if cause != Cause::Work {
                         working = working.map(|_| Instant::now());
                     }
@@ -239,6 +242,15 @@ impl Exchange {
 async fn read_question(inbox: &mut Inbox) -> Result<Question, ReadFailure> {
     let question = inbox.message::<Question>().await?;
     let question = question.ok_or(ReadFailure::Truncated)?;
+/// Whether the time is bounded for which a node may work on the first answer, as SPEC.md "Pending" has
+/// it; the other questions are many digests long, or are answered from what is at hand.
+fn has_bounded_work(question: &Question) -> bool {
+    matches!(
+        question,
+        Question::Open(_) | Question::Manifest(_) | Question::Resolve(_)
+    )
+}
+
     match inbox.message::<Question>().await {
         Ok(None) => Ok(question),
         Ok(Some(_)) => Err(ReadFailure::Frame(FrameError::Trailing { bytes: 1 })),
