@@ -1,6 +1,8 @@
 //! Exchange between peers over real sockets: what is asked and answered here, who is let in and what
 //! hostile peers come to below.
 
+#[path = "peer/crowd.rs"]
+mod crowd;
 #[path = "peer/fake.rs"]
 mod fake;
 #[path = "peer/hostile.rs"]

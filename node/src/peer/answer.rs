@@ -13,6 +13,7 @@ use millrace_protocol::wire::message::{
     Answer, BlobNews, Cause, HoldingsNews, Question, ReadChunks, Refusal,
 };
 use quinn::{RecvStream, SendStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{Span, debug};
 
@@ -48,12 +49,14 @@ impl Answerer {
         self.uploads.taken()
     }
 
-    /// Answers on one stream, in a task of its own; QUIC bounds how many there are.
+    /// Answers on one stream, in a task of its own; QUIC bounds how many there are. `reading` is given
+    /// back when the question was read.
     pub(super) fn answer(
         &self,
         links: &Arc<Links>,
         link: &Arc<Link>,
         (send, receive): (SendStream, RecvStream),
+        reading: OwnedSemaphorePermit,
     ) {
         let exchange = Exchange {
             inbox: Inbox::new(receive, links.config.question_patience),
@@ -63,7 +66,7 @@ impl Answerer {
             links: links.clone(),
             link: link.clone(),
         };
-        links.tasks.spawn(Span::current(), exchange.run());
+        links.tasks.spawn(Span::current(), exchange.run(reading));
     }
 }
 
@@ -78,9 +81,10 @@ struct Exchange {
 }
 
 impl Exchange {
-    async fn run(mut self) {
+    async fn run(mut self, reading: OwnedSemaphorePermit) {
         let patience = self.links.config.question_patience;
         let question = timeout(patience, read_question(&mut self.inbox)).await;
+        drop(reading);
         match question.unwrap_or(Err(ReadFailure::Silent)) {
             Ok(question) => {
                 self.links.metrics.answering(kind(&question));
@@ -238,10 +242,6 @@ impl Exchange {
     }
 }
 
-/// Reads the one question of a stream, behind which nothing may come.
-async fn read_question(inbox: &mut Inbox) -> Result<Question, ReadFailure> {
-    let question = inbox.message::<Question>().await?;
-    let question = question.ok_or(ReadFailure::Truncated)?;
 /// Whether the time is bounded for which a node may work on the first answer, as SPEC.md "Pending" has
 /// it; the other questions are many digests long, or are answered from what is at hand.
 fn has_bounded_work(question: &Question) -> bool {
@@ -251,6 +251,10 @@ fn has_bounded_work(question: &Question) -> bool {
     )
 }
 
+/// Reads the one question of a stream, behind which nothing may come.
+async fn read_question(inbox: &mut Inbox) -> Result<Question, ReadFailure> {
+    let question = inbox.message::<Question>().await?;
+    let question = question.ok_or(ReadFailure::Truncated)?;
     match inbox.message::<Question>().await {
         Ok(None) => Ok(question),
         Ok(Some(_)) => Err(ReadFailure::Frame(FrameError::Trailing { bytes: 1 })),

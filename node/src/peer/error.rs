@@ -31,6 +31,12 @@ pub enum PeerError {
         /// Who was asked.
         peer: NodeId,
     },
+    /// This node asks the peer as much at a time as that lets it: nothing is known of the peer.
+    #[error("peer {peer} is asked as much as it allows")]
+    Crowded {
+        /// Who was to be asked.
+        peer: NodeId,
+    },
     /// The peer lives, and does not get on with its answer.
     #[error("peer {peer} does not get on with its answer")]
     Stuck {

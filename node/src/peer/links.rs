@@ -13,7 +13,7 @@ use millrace_protocol::node_id::NodeId;
 use millrace_protocol::wire::message::{AskHolds, Purpose};
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Endpoint, TransportConfig};
-use tokio::sync::SetOnce;
+use tokio::sync::{Semaphore, SetOnce};
 use tracing::{debug, info, info_span};
 
 use super::answer::Answerer;
@@ -27,6 +27,10 @@ use super::metrics::Metrics;
 use super::tls::Gate;
 use crate::cluster::Standing;
 use crate::task::Tasks;
+
+/// Questions of one connection that are read at a time, 160 KiB each at most; further streams wait in
+/// its window. An honest peer sends each question at once.
+const MAX_QUESTIONS_READ: usize = 256;
 
 /// How long a suspect may take to answer a question about nothing, which costs it nothing.
 const PROBE_PATIENCE: Duration = Duration::from_millis(500);
@@ -150,9 +154,14 @@ impl Links {
             answerer = self.answerer.wait() => answerer,
             why = connection.closed() => return why,
         };
+        let reading = Arc::new(Semaphore::new(MAX_QUESTIONS_READ));
         loop {
+            let turn = tokio::select! {
+                turn = reading.clone().acquire_owned() => turn.expect("it is never closed"),
+                why = connection.closed() => return why,
+            };
             match connection.accept_bi().await {
-                Ok((send, receive)) => answerer.answer(self, link, (send, receive)),
+                Ok(streams) => answerer.answer(self, link, streams, turn),
                 Err(why) => return why,
             }
         }

@@ -71,6 +71,18 @@ impl Outbox {
         // No message carries a secret; the tests search these lines for what one might.
         tracing::trace!(?message, "said");
         let frame = frame::encode(message).map_err(WriteFailure::Unsayable)?;
+        self.write(frame, bytes).await
+    }
+
+    /// Writes a message that is encoded, and bytes behind it.
+    ///
+    /// # Cancel safety
+    /// As [`Outbox::say_with`].
+    pub(super) async fn write(
+        &mut self,
+        frame: Vec<u8>,
+        bytes: Vec<Bytes>,
+    ) -> Result<(), WriteFailure> {
         let mut pieces = Vec::with_capacity(1 + bytes.len());
         pieces.push(Bytes::from(frame));
         pieces.extend(bytes);

@@ -149,6 +149,7 @@ impl HopMetrics {
             PeerError::Refused { .. } => "refused",
             PeerError::Silent { .. } => "silent",
             PeerError::Stuck { .. } => "stuck",
+            PeerError::Crowded { .. } => "crowded",
             PeerError::NoMember { .. } | PeerError::Unreachable { .. } => "unreachable",
             _ => "broken",
         };

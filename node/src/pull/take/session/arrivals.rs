@@ -60,6 +60,8 @@ impl Session<'_> {
             }
             // A far chunk was not asked for.
             Ok(ChunkEvent::Absent | ChunkEvent::Far { .. }) => self.taking.handle_wrong(source),
+            // Other takes of this node have all the streams.
+            Err(PeerError::Crowded { .. }) => self.taking.handle_not_yet(now),
             Err(error) => {
                 tracing::debug!(peer.id = %source.short(), %error, "a source failed");
                 self.taking.handle_failed(now);
