@@ -1,11 +1,12 @@
 //! Who gets a connection, and what becomes of it when a peer is blocked, removed, restarted or doubled.
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use millrace::cluster::Member;
-use millrace::peer::{DialError, PeerError};
+use millrace::peer::{Config, DialError, PeerError};
 use millrace_protocol::wire::frame;
 use tokio::time::Instant;
 
@@ -113,6 +114,50 @@ async fn a_blocked_peer_costs_its_delay_once() {
     a.members.set(vec![a.member(), entry(b.address(), 1)]);
     eventually("the new address is tried", || a.peers.is_reachable(&b.id)).await;
     ask(&a, b.id).await.expect("answered");
+}
+
+/// Two nodes that know each other; the first is told these addresses of the second, and how long to try
+/// each alone.
+fn dialling(
+    addresses: impl FnOnce(SocketAddr) -> Vec<SocketAddr>,
+    dial_interval: Duration,
+) -> (Node, Node) {
+    let config = Config {
+        dial_interval,
+        connect_patience: Duration::from_secs(15),
+        ..quick()
+    };
+    let (a, b) = (Node::start(&config), Node::start(&quick()));
+    let told = Member {
+        addresses: addresses(b.address()),
+        ..b.member()
+    };
+    a.members.set(vec![a.member(), told]);
+    b.members.set(vec![a.member(), b.member()]);
+    (a, b)
+}
+
+#[tokio::test]
+async fn a_second_address_is_left_alone_while_the_first_may_answer() {
+    let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
+    other.set_nonblocking(true).expect("set");
+    let second = other.local_addr().expect("bound");
+    let (a, b) = dialling(|first| vec![first, second], Duration::from_secs(60));
+    ask(&a, b.id).await.expect("answered");
+    let nothing = other.recv(&mut [0]).expect_err("nothing was sent there");
+    assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+}
+
+#[tokio::test]
+async fn the_next_address_is_tried_where_one_says_nothing_or_is_none() {
+    let blocked = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("binds");
+    let blocked = blocked.local_addr().expect("bound");
+    let none = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    for (first, interval) in [(blocked, 10), (none, 60_000)] {
+        let interval = Duration::from_millis(interval);
+        let (a, b) = dialling(|second| vec![first, second], interval);
+        ask(&a, b.id).await.expect("answered");
+    }
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use crate::peer::tls::SERVER_NAME;
 
 use super::Links;
 
-/// Addresses of one member that are tried, all at the same time.
+/// Addresses of one member that are tried, one after the other, until one answers.
 const MAX_DIALLED_ADDRESSES: usize = 4;
 
 impl Links {
@@ -138,25 +138,29 @@ impl Links {
         }
     }
 
-    /// Connects to whichever address of a member answers first.
+    /// Connects to whichever address of a member answers first; each is tried when the one before it has
+    /// failed, or has had some time.
     async fn dial_member(&self, member: &Member) -> Result<Connection, DialError> {
         if member.wire_version != VERSION {
             let theirs = member.wire_version;
             return Err(DialError::Version { theirs });
         }
-        let addresses = member.addresses.iter().take(MAX_DIALLED_ADDRESSES);
-        let mut attempts: FuturesUnordered<_> = addresses
-            .map(|address| self.dial_address(member.id, *address))
-            .collect();
+        let mut addresses = member.addresses.iter().take(MAX_DIALLED_ADDRESSES);
         let first = async {
+            let mut attempts = FuturesUnordered::new();
             let mut failure = DialError::NoAddress;
-            while let Some(result) = attempts.next().await {
-                match result {
-                    Ok(connection) => return Ok(connection),
-                    Err(error) => failure = error,
+            loop {
+                let next = addresses.next();
+                attempts.extend(next.map(|address| self.dial_address(member.id, *address)));
+                if attempts.is_empty() {
+                    return Err(failure);
+                }
+                match timeout(self.config.dial_interval, attempts.next()).await {
+                    Ok(Some(Ok(connection))) => return Ok(connection),
+                    Ok(Some(Err(error))) => failure = error,
+                    Ok(None) | Err(_) => {}
                 }
             }
-            Err(failure)
         };
         let first = timeout(self.config.connect_patience, first).await;
         first.unwrap_or(Err(DialError::TimedOut))
