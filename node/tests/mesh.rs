@@ -4,6 +4,8 @@
 //! what a member states that is not so. Real processes, real clients and the membership behind the
 //! views are tested in `cluster-tests`.
 
+#[path = "mesh/commits.rs"]
+mod commits;
 #[path = "upstream/fake.rs"]
 #[expect(dead_code, reason = "shared with the tests of the upstream room")]
 mod fake;

@@ -57,6 +57,9 @@ pub(super) fn read(
 async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Reading, ChunkEvent> {
     let inner = &shared.puller.inner;
     let digest = &question.digest;
+    // Before the store is looked into: what is on its way now may be stored, and no longer be on its
+    // way, by the time that the store was found to lack it.
+    let under_way = inner.fillers.table.get(digest);
     let stored = inner.store.blob(digest).await.map_err(|error| {
         tracing::error!(%error, "a blob cannot be read for a peer");
         ChunkEvent::Absent
@@ -67,7 +70,8 @@ async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Re
             (Content::Stored(blob), size)
         }
         None => {
-            let transfer = inner.fillers.table.get(digest).ok_or(ChunkEvent::Absent)?;
+            let transfer = inner.fillers.table.get(digest).or(under_way);
+            let transfer = transfer.ok_or(ChunkEvent::Absent)?;
             let mut watch = transfer.watch();
             let size = known_size(&mut watch).await?;
             (Content::Growing { transfer, watch }, size)

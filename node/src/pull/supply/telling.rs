@@ -59,21 +59,25 @@ impl Asked {
     async fn open(self) -> Result<(BlobNews, Telling), Refusal> {
         let inner = &self.shared.puller.inner;
         let digest = &self.question.digest;
+        // Before the store is looked into: what is on its way now may be stored, and no longer be on
+        // its way, by the time that the store was found to lack it.
+        let under_way = inner.fillers.table.get(digest);
         let stored = inner.store.blob(digest).await;
         if let Some(blob) = stored.map_err(|_| Refusal::Unable)? {
             return Ok(self.stored(blob).await);
         }
+        let under_way = inner.fillers.table.get(digest).or(under_way);
         if self.question.role == Role::Holder
-            && let Some(transfer) = inner.fillers.table.get(digest)
+            && let Some(transfer) = &under_way
             && !transfer.may_be_followed(self.has_greater_id())
         {
-            return part_of(&transfer).ok_or(Refusal::Absent);
+            return part_of(transfer).ok_or(Refusal::Absent);
         }
         if self.shared.unstorable.contains_key(digest) {
             return Err(Refusal::Unable);
         }
         let origins = self.shared.origins(&self.question.origins);
-        let waiter = self.join(&origins)?;
+        let waiter = self.join(under_way, &origins)?;
         let refuse = |error| refusal::refusal(origins.first(), &error);
         waiter.confirmed().await.map_err(refuse)?;
         let mut watch = waiter.transfer.watch();
@@ -98,12 +102,17 @@ impl Asked {
         neighbours.is_some_and(|neighbours| self.from > neighbours.view().me())
     }
 
-    /// Joins the transfer in the role that is asked for, or begins it.
-    fn join(&self, origins: &[Origin]) -> Result<Waiter, Refusal> {
+    /// Joins the transfer in the role that is asked for, or begins it; as a holder, only the one that was
+    /// found under way.
+    fn join(
+        &self,
+        under_way: Option<Arc<Transfer>>,
+        origins: &[Origin],
+    ) -> Result<Waiter, Refusal> {
         let fillers = &self.shared.puller.inner.fillers;
         let digest = &self.question.digest;
         let Some(rank) = Rank::of(self.question.role) else {
-            let transfer = fillers.table.get(digest).ok_or(Refusal::Absent)?;
+            let transfer = under_way.ok_or(Refusal::Absent)?;
             return Ok(transfer.join(&[], self.question.copy));
         };
         if self.question.copy {
