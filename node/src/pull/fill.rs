@@ -277,7 +277,7 @@ impl Filler {
                 // What is relayed comes in order.
                 Some(position) = far.recv(), if !sink.is_relaying() => {
                     let start = self.far_start(position);
-                    if let Some(id) = self.transfer.change(|state| state.split(start)) {
+                    if let Some(id) = self.transfer.change(|state| state.split(start, position)) {
                         segments.push(feed.run(Claimed::new(&self.transfer, id)));
                     }
                 }

@@ -3,6 +3,8 @@
 //! Usually one, from the first byte to the last. A reader far ahead splits it; no byte belongs to
 //! two segments. Bookkeeping only; no I/O.
 
+use std::ops::RangeInclusive;
+
 use rangemap::RangeSet;
 use tokio::time::{Duration, Instant};
 
@@ -70,20 +72,21 @@ impl Segments {
         Some(self.begin(position, end))
     }
 
-    /// Claims what is neither here nor being fetched from `position` on.
+    /// Claims what is neither here nor being fetched, from the first such byte of `wanted` on.
     ///
-    /// `None` when `position` is, or there are enough segments.
+    /// `None` when there is none in it, or there are enough segments.
     pub(super) fn claim_at(
         &mut self,
-        position: u64,
+        wanted: RangeInclusive<u64>,
         written: &RangeSet<u64>,
         size: u64,
     ) -> Option<SegmentId> {
-        if self.active.len() >= MAX_SEGMENTS || position >= size {
+        let (first, last) = wanted.into_inner();
+        if self.active.len() >= MAX_SEGMENTS || first >= size {
             return None;
         }
-        let gap = self.taken(written).gaps(&(position..size)).next()?;
-        (gap.start == position).then(|| self.begin(gap.start, gap.end))
+        let gap = self.taken(written).gaps(&(first..size)).next()?;
+        (gap.start <= last).then(|| self.begin(gap.start, gap.end))
     }
 
     /// Returns what is here or being fetched.
@@ -200,7 +203,7 @@ mod tests {
         let first = segments.claim(&ranges(&[]), Some(100)).expect("all");
         segments.begin_write(first, 60);
         assert_eq!(segments.split(30), None);
-        assert_eq!(segments.claim_at(30, &ranges(&[]), 100), None);
+        assert_eq!(segments.claim_at(30..=30, &ranges(&[]), 100), None);
         assert_eq!(segments.split(60), None, "it is next anyway");
         segments.advance(first, 20, Instant::now());
         assert_eq!(segments.split(30), None);
@@ -214,11 +217,32 @@ mod tests {
         let written = ranges(&[0..10, 60..70]);
         let first = segments.claim(&written, Some(100)).expect("a gap");
         assert_eq!(segments.bounds(first), (10, 60));
-        assert_eq!(segments.claim_at(20, &written, 100), None, "it is coming");
-        assert_eq!(segments.claim_at(65, &written, 100), None, "it is here");
-        assert_eq!(segments.claim_at(100, &written, 100), None, "the end");
-        let far = segments.claim_at(80, &written, 100).expect("a gap");
-        assert_eq!(segments.bounds(far), (80, 100));
+        let mut claim = |position| {
+            let claimed = segments.claim_at(position..=position, &written, 100);
+            claimed.map(|id| segments.bounds(id))
+        };
+        assert_eq!(claim(20), None, "it is coming");
+        assert_eq!(claim(65), None, "it is here");
+        assert_eq!(claim(100), None, "the end");
+        assert_eq!(claim(80), Some((80, 100)));
+    }
+
+    #[test]
+    fn a_gap_that_begins_within_a_chunk_is_claimed_beside_a_far_segment() {
+        let mut segments = Segments::default();
+        let first = segments.claim(&ranges(&[]), Some(100)).expect("all");
+        let far = segments.split(60).expect("a far range");
+        // The first one broke off.
+        segments.finish(first);
+        let written = ranges(&[0..20, 20..25]);
+        assert_eq!(
+            segments.claim_at(20..=24, &written, 100),
+            None,
+            "it is here"
+        );
+        let rest = segments.claim_at(20..=29, &written, 100).expect("a gap");
+        assert_eq!(segments.bounds(rest), (25, 60));
+        assert_eq!(segments.bounds(far), (60, 100));
     }
 
     #[test]

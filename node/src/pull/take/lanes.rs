@@ -86,7 +86,7 @@ impl<'a> Lanes<'a> {
             return;
         };
         let transfer = self.take.transfer;
-        let Some(id) = transfer.change(|state| state.split(start)) else {
+        let Some(id) = transfer.change(|state| state.split(start, position)) else {
             return;
         };
         tracing::debug!(peer.id = %self.hop.peer.short(), start, "a lane for a far range");

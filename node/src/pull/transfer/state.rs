@@ -158,11 +158,13 @@ impl State {
         self.segments.claim(&self.here(), self.size)
     }
 
-    /// Splits a segment for a reader far ahead; what is relayed comes in order only.
-    pub(in crate::pull) fn split(&mut self, position: u64) -> Option<SegmentId> {
+    /// Splits a segment at `start` for a reader at `position`, which may lie behind it; what is relayed
+    /// comes in order only. Where none covers it, the first that is missing between the two is claimed.
+    pub(in crate::pull) fn split(&mut self, start: u64, position: u64) -> Option<SegmentId> {
         let size = self.size.filter(|_| self.window.is_none())?;
-        let split = self.segments.split(position);
-        split.or_else(|| self.segments.claim_at(position, &self.written, size))
+        let split = self.segments.split(start);
+        let wanted = start..=position;
+        split.or_else(|| self.segments.claim_at(wanted, &self.written, size))
     }
 
     /// Takes over what hashing has passed, in order and ahead of it.
