@@ -113,6 +113,10 @@ struct Inner {
     removals: Seldom,
     index_ready: watch::Sender<bool>,
     /// Keeps other processes out for as long as it is open.
+    /// What they are.
+    unremovable: Unremovable,
+    /// Logs that folders of blobs cannot be listed.
+    unlisted: Seldom,
     _lock: File,
 }
 

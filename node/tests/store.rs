@@ -179,6 +179,18 @@ async fn two_nodes_cannot_share_a_data_folder() {
     assert!(matches!(second, Err(StoreError::InUse { .. })));
 }
 
+#[tokio::test]
+async fn a_shelf_that_cannot_be_listed_is_passed_over() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (store, _tasks) = open(folder.path()).await;
+    let digest = put(&store, 1, 10).await;
+    let shelf = blob_path(folder.path(), &content(2, 10).0);
+    let shelf = shelf.parent().expect("a folder");
+    // It leads to itself.
+    std::os::unix::fs::symlink(shelf, shelf).expect("linked");
+    assert_eq!(listed(&store).await, [digest]);
+}
+
 /// Everything that the shelves hold.
 async fn listed(store: &Store) -> Vec<Digest> {
     let mut listed = Vec::new();

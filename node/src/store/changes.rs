@@ -5,14 +5,14 @@
 //! is there, so who believes the last word takes a file for present that is just going, and never
 //! the reverse.
 
-use std::fs;
+use std::{fs, io};
 
 use millrace_protocol::oci::{Algorithm, Digest};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::error::{FileContext, StoreError};
-use super::{Inner, Store, blocking};
+use super::{Inner, Store, blocking, unreadable};
 
 /// Changes that wait for the slowest listener, of some 80 bytes each: more than a fleet pulls while
 /// a listener works on one.
@@ -92,10 +92,11 @@ impl Store {
 
     /// Lists the blobs and manifests of a shelf, in no order.
     ///
-    /// The files are looked at, not the index, so it is right while the index is made.
+    /// The files are looked at, not the index, so it is right while the index is made. Where the folder
+    /// cannot be read, nothing in it can be given either: it counts as empty, which is logged.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// This node lacks what it takes to read the folder.
     /// # Cancel safety
     /// Dropping the future has no effect.
     pub async fn held(&self, shelf: Shelf) -> Result<Vec<Digest>, StoreError> {
@@ -107,13 +108,23 @@ impl Store {
 impl Inner {
     fn held(&self, Shelf { algorithm, fan }: Shelf) -> Result<Vec<Digest>, StoreError> {
         let folder = self.layout.fan(algorithm, fan);
-        let entries = match fs::read_dir(&folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.doing("list", &folder)?,
+        let listed: io::Result<Vec<_>> = fs::read_dir(&folder).and_then(Iterator::collect);
+        let entries = match listed {
+            Ok(entries) => entries,
+            Err(error) if unreadable::is_shortage(&error) => {
+                return Err(error).doing("list", &folder);
+            }
+            Err(error) => {
+                let is_none = error.kind() == io::ErrorKind::NotFound;
+                if !is_none && self.unlisted.is_due() {
+                    let path = folder.display();
+                    tracing::error!(%path, %error, "blobs cannot be listed; others are not told of them");
+                }
+                return Ok(Vec::new());
+            }
         };
         let mut held = Vec::new();
         for entry in entries {
-            let entry = entry.doing("list", &folder)?;
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }

@@ -105,6 +105,8 @@ impl Inner {
             sidecars: Mutex::default(),
             refusals: Seldom::default(),
             removals: Seldom::default(),
+            unremovable: Unremovable::default(),
+            unlisted: Seldom::default(),
             index_ready: watch::Sender::new(false),
             _lock: lock,
         };
