@@ -213,6 +213,7 @@ impl Shared {
         let missing = inner.store.missing(digests.clone()).await;
         // A store that cannot be read cannot serve either.
         let missing = missing.unwrap_or_else(|_| digests.clone());
+        let missing: HashSet<Digest> = missing.into_iter().collect();
         let holding = |digest: &Digest| {
             if !offered.contains(digest) {
                 return Holding::No;
