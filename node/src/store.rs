@@ -33,6 +33,7 @@ mod status;
 mod suspended;
 mod tags;
 mod unreadable;
+mod unremovable;
 mod uses;
 
 use std::collections::{HashMap, HashSet};
@@ -72,6 +73,7 @@ use metrics::Metrics;
 use space::Space;
 use status::Gauges;
 use suspended::Suspended;
+use unremovable::Unremovable;
 use uses::Uses;
 
 /// The store of one node; clones share it.
@@ -111,12 +113,12 @@ struct Inner {
     refusals: Seldom,
     /// Logs that files cannot be removed to make room.
     removals: Seldom,
-    index_ready: watch::Sender<bool>,
-    /// Keeps other processes out for as long as it is open.
     /// What they are.
     unremovable: Unremovable,
     /// Logs that folders of blobs cannot be listed.
     unlisted: Seldom,
+    index_ready: watch::Sender<bool>,
+    /// Keeps other processes out for as long as it is open.
     _lock: File,
 }
 

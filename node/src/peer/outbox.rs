@@ -54,11 +54,6 @@ impl Outbox {
         Self { stream, stall }
     }
 
-    /// Says one message.
-    pub(super) async fn say<M: Message>(&mut self, message: &M) -> Result<(), WriteFailure> {
-        self.say_with(message, Vec::new()).await
-    }
-
     /// Says one message with bytes behind it, without copying them.
     ///
     /// # Cancel safety

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use millrace_protocol::oci::Digest;
+use tokio::time::Instant;
 
 use super::changes::Change;
 use super::error::StoreError;
@@ -120,8 +121,12 @@ impl Inner {
     /// Removes a blob unless it is being read. Returns whether it is gone.
     ///
     /// One that cannot be removed, such as in a folder of another user, is logged and must not keep
-    /// others from making way: its next turn comes after all of them.
+    /// others from making way: its next turn comes after all of them, and not before a while.
     pub(super) fn evict(&self, digest: &Digest) -> bool {
+        let now = Instant::now();
+        if self.unremovable.contains(digest, now) {
+            return false;
+        }
         // Readers pin under this lock before they open the file, so none can slip in between.
         let pins = self.pins.lock();
         if pins.contains_key(digest) {
@@ -131,6 +136,7 @@ impl Inner {
         let removed = self.remove_blob(digest);
         drop(pins);
         if removed.is_err() {
+            self.unremovable.add(digest, now);
             self.touch(digest);
             if self.removals.is_due() {
                 log_failure(removed, "evict; other content makes way instead");
@@ -155,6 +161,7 @@ impl Inner {
         }
         removed?;
         self.spared.lock().remove(digest);
+        self.unremovable.forget(digest);
         layout::remove(&self.layout.sidecar(digest))?;
         self.forget(digest)
     }

@@ -18,6 +18,7 @@ use super::index::{Index, Opened};
 use super::layout::Layout;
 use super::metrics::Metrics;
 use super::space::{Limits, Space};
+use super::unremovable::Unremovable;
 use super::uses::Uses;
 use super::{Inner, Store, blocking, log_failure};
 use crate::task::Tasks;

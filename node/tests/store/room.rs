@@ -1,6 +1,7 @@
 //! Room: who makes way for whom, what is promised, and what stays.
 
 use std::fs;
+use std::time::Duration;
 
 use millrace::store::{Config, Sidecar, StoreError};
 
@@ -210,5 +211,10 @@ async fn what_cannot_be_removed_is_passed_over() {
         "{refused:?}"
     );
     fs::remove_dir(stuck[0].join("of somebody")).expect("removed");
+    let refused = large.reserve(1_001).await;
+    assert!(refused.is_err(), "it is left alone: {refused:?}");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
     large.reserve(2_000).await.expect("it is tried again");
 }
