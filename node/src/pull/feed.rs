@@ -321,7 +321,8 @@ impl Batches<'_> {
         match taken {
             Taken::Relayed(passing) => {
                 let Feed { transfer, sink, .. } = self.feed;
-                let advance = |state: &mut State| state.advance(self.id, end);
+                let id = self.id;
+                let advance = move |state: &mut State| state.advance(id, end);
                 let relayed = relay(transfer, sink, start, passing, advance).await;
                 if !relayed.map_err(Halt::Transfer)? {
                     // What is relayed comes in order: the segment before this one goes on to here.

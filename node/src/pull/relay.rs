@@ -1,5 +1,7 @@
 //! Passing bytes on that cannot be stored, at the pace of the fastest reader.
 
+use std::sync::Arc;
+
 use super::error::PullError;
 use super::sink::{Passing, Place, Sink};
 use super::transfer::{State, Transfer};
@@ -12,13 +14,13 @@ use super::window::Window;
 /// [`PullError::Stopped`] when nobody reads any more, or the digest cannot be found out any more;
 /// [`PullError::Store`] when what was written before cannot be read.
 /// # Cancel safety
-/// Dropping the future drops the bytes; they are in the digest and in the window, or in neither.
+/// As [`Sink::pass`].
 pub(super) async fn relay(
-    transfer: &Transfer,
+    transfer: &Arc<Transfer>,
     sink: &Sink,
     start: u64,
-    mut passing: Passing,
-    advance: impl FnOnce(&mut State),
+    passing: Passing,
+    advance: impl FnOnce(&mut State) + Send + 'static,
 ) -> Result<bool, PullError> {
     let mut watch = transfer.watch();
     let full = |window: &Option<Window>| window.as_ref().is_some_and(Window::is_full);
@@ -28,30 +30,21 @@ pub(super) async fn relay(
         return Err(PullError::Stopped);
     }
     let written = transfer.state().written.clone();
-    sink.catch_up(start, written).await?;
-    match sink.pass(start, &mut passing) {
-        Place::Next => {}
+    let shown = Arc::clone(transfer);
+    let show = move |chunks| {
+        shown.change(|state| {
+            let are_next = state.relay(start, chunks);
+            advance(state);
+            are_next
+        })
+    };
+    match sink.pass(start, passing, written, show).await? {
+        Place::Next => Ok(true),
         Place::Ahead(next) => {
             // Whoever reads behind them is to look for another way.
             transfer.change(|state| _ = state.window.get_or_insert_with(|| Window::new(next)));
-            return Ok(false);
+            Ok(false)
         }
-        Place::Lost => return Err(PullError::Stopped),
+        Place::Lost => Err(PullError::Stopped),
     }
-    transfer.change(|state| {
-        let State {
-            window, written, ..
-        } = state;
-        let window = window.get_or_insert_with(|| Window::new(start));
-        let mut position = start;
-        for chunk in passing.chunks {
-            let length = chunk.len() as u64;
-            if !window.push(position, chunk, written) {
-                return Err(PullError::Stopped);
-            }
-            position += length;
-        }
-        advance(state);
-        Ok(true)
-    })
 }

@@ -9,13 +9,14 @@ use bytes::Bytes;
 use millrace_protocol::chunk::{ChainHasher, ChainValue};
 use rangemap::RangeSet;
 
+use super::verification::Verification;
 use super::{Sink, blocking};
 use crate::store::StoreError;
 
 /// Bytes on their way to readers.
 #[derive(Debug)]
 pub(in crate::pull) struct Passing {
-    pub(in crate::pull) chunks: Vec<Bytes>,
+    chunks: Vec<Bytes>,
     hash: Hash,
 }
 
@@ -52,59 +53,69 @@ impl Passing {
         let hash = Hash::Checked(Box::new((before, hasher)));
         Self { chunks, hash }
     }
-
-    /// Returns how many bytes these are.
-    pub(in crate::pull) fn len(&self) -> u64 {
-        self.chunks.iter().map(|chunk| chunk.len() as u64).sum()
-    }
 }
 
 impl Sink {
-    /// Adds bytes to the digest as they are passed on from `start` on. Blocks as long as it takes to
-    /// hash one batch: nothing may come between that and what readers see.
-    pub(in crate::pull) fn pass(&self, start: u64, passing: &mut Passing) -> Place {
-        let end = start + passing.len();
-        let mut progress = self.progress.lock();
-        match std::mem::replace(&mut passing.hash, Hash::Done) {
-            Hash::Done => {}
-            _ if progress.hashed() < start => return Place::Ahead(progress.hashed()),
-            _ if progress.hashed() > start => return Place::Lost,
-            Hash::ToDo => {
-                progress.add(start, &passing.chunks);
-            }
-            Hash::Checked(checked) => progress.adopt(start, checked.0, checked.1),
-        }
-        if progress.hashed() < end {
-            return Place::Lost;
-        }
-        Place::Next
-    }
-
-    /// Hashes what is `written` before `position`.
+    /// Adds bytes from `start` on to the digest, behind what is `written` before them, and has them
+    /// shown, if they are the next ones; `show` says whether readers can have them.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub(in crate::pull) async fn catch_up(
+    /// What was written cannot be read.
+    /// # Cancel safety
+    /// Bytes are hashed and shown, or neither; both may still happen when dropped, until
+    /// [`Sink::settled`].
+    pub(in crate::pull) async fn pass(
         &self,
-        position: u64,
+        start: u64,
+        passing: Passing,
         written: RangeSet<u64>,
-    ) -> Result<(), StoreError> {
-        if self.progress.lock().hashed() >= position {
-            return Ok(());
-        }
+        show: impl FnOnce(Vec<Bytes>) -> bool + Send + 'static,
+    ) -> Result<Place, StoreError> {
+        let turn = self.turn().await;
         let storage = self.storage();
         let progress = Arc::clone(&self.progress);
         blocking(move || {
+            let _turn = turn;
             let mut progress = progress.lock();
-            progress.catch_up(storage.file(), &written, position)
+            progress.catch_up(storage.file(), &written, start)?;
+            let Passing { chunks, hash } = passing;
+            Ok(match progress.pass(start, &chunks, hash) {
+                // Under the lock, so that nothing comes between.
+                Place::Next if !show(chunks) => Place::Lost,
+                place => place,
+            })
         })
         .await
     }
 }
 
+impl Verification {
+    /// Adds bytes that belong at `start` to the digest, unless it has them.
+    fn pass(&mut self, start: u64, chunks: &[Bytes], hash: Hash) -> Place {
+        let lengths = chunks.iter().map(|chunk| chunk.len() as u64);
+        let end = start + lengths.sum::<u64>();
+        match hash {
+            Hash::Done => {}
+            _ if self.hashed() < start => return Place::Ahead(self.hashed()),
+            _ if self.hashed() > start => return Place::Lost,
+            Hash::ToDo => {
+                self.add(start, chunks);
+            }
+            Hash::Checked(checked) => self.adopt(start, checked.0, checked.1),
+        }
+        if self.hashed() < end {
+            return Place::Lost;
+        }
+        Place::Next
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use millrace_protocol::oci::{Algorithm, Digest};
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::pull::orphans::Orphans;
@@ -122,7 +133,7 @@ mod tests {
         sink
     }
 
-    fn passing(range: std::ops::Range<usize>) -> Passing {
+    fn passing(range: Range<usize>) -> Passing {
         Passing::new(vec![Bytes::from_static(&BYTES[range])], false)
     }
 
@@ -130,15 +141,24 @@ mod tests {
     async fn the_digest_is_of_the_bytes_that_were_passed_on_in_order() {
         let folder = tempfile::tempdir().expect("folder");
         let sink = relaying(folder.path()).await;
-        assert_eq!(sink.pass(9, &mut passing(9..20)), Place::Ahead(0));
-        assert_eq!(sink.pass(0, &mut passing(0..9)), Place::Next);
-        assert_eq!(sink.pass(9, &mut passing(9..20)), Place::Next);
-        assert_eq!(
-            sink.pass(9, &mut passing(9..20)),
-            Place::Lost,
-            "readers may have had others"
-        );
-        assert_eq!(sink.pass(20, &mut passing(20..BYTES.len())), Place::Next);
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let pass = async |range: Range<usize>| {
+            let shown = Arc::clone(&shown);
+            let show = move |chunks: Vec<Bytes>| {
+                shown.lock().extend(chunks.concat());
+                true
+            };
+            let start = range.start as u64;
+            let passed = sink.pass(start, passing(range), RangeSet::new(), show);
+            passed.await.expect("hashed")
+        };
+        assert_eq!(pass(9..20).await, Place::Ahead(0));
+        assert_eq!(pass(0..9).await, Place::Next);
+        assert_eq!(pass(9..20).await, Place::Next);
+        let again = pass(9..20).await;
+        assert_eq!(again, Place::Lost, "readers may have had others");
+        assert_eq!(pass(20..BYTES.len()).await, Place::Next);
+        assert_eq!(*shown.lock(), BYTES);
         let digest = sink.finish(BYTES.len() as u64, RangeSet::new()).await;
         assert_eq!(
             digest.expect("hashed"),
@@ -151,9 +171,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let sink = relaying(folder.path()).await;
         sink.progress.lock().add(0, &passing(0..9).chunks);
-        let mut hashed = Passing::new(passing(0..9).chunks, true);
-        assert_eq!(sink.pass(0, &mut hashed), Place::Next);
-        let mut unknown = Passing::new(passing(9..20).chunks, true);
-        assert_eq!(sink.pass(9, &mut unknown), Place::Lost);
+        let pass = async |range: Range<usize>| {
+            let passing = Passing::new(passing(range.clone()).chunks, true);
+            let start = range.start as u64;
+            let passed = sink.pass(start, passing, RangeSet::new(), |_| true);
+            passed.await.expect("hashed")
+        };
+        assert_eq!(pass(0..9).await, Place::Next);
+        assert_eq!(pass(9..20).await, Place::Lost);
     }
 }

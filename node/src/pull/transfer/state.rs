@@ -209,6 +209,21 @@ impl State {
         !(is_next || self.written.contains(&position) || window.serves(position))
     }
 
+    /// Lets readers have bytes that are not kept, from `start` on. Returns whether they are the next ones.
+    pub(in crate::pull) fn relay(&mut self, start: u64, chunks: Vec<Bytes>) -> bool {
+        let Self {
+            window, written, ..
+        } = self;
+        let window = window.get_or_insert_with(|| Window::new(start));
+        let mut position = start;
+        chunks.into_iter().all(|chunk| {
+            let length = chunk.len() as u64;
+            let is_next = window.push(position, chunk, written);
+            position += length;
+            is_next
+        })
+    }
+
     /// Records how far a reader of relayed bytes has come.
     pub(in crate::pull) fn advance_reader(&mut self, position: u64) {
         if let Some(window) = &mut self.window {

@@ -88,12 +88,12 @@ impl Session<'_> {
     async fn handle_right(&mut self, chunk: &Chunk, taken: Taken) -> Result<(), Halt> {
         let index = chunk.index;
         let range = range(index, self.size);
-        let length = range.end - range.start;
+        let (length, end) = (range.end - range.start, range.end);
         let Take { transfer, sink, .. } = self.take;
         let stretch = self.stretch.as_ref().map(Claimed::id);
-        let advance = |state: &mut State| {
+        let advance = move |state: &mut State| {
             if let Some(stretch) = stretch {
-                state.advance(stretch, range.end);
+                state.advance(stretch, end);
             }
         };
         match taken {
