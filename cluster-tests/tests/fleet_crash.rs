@@ -25,9 +25,12 @@ const IN_HANDS: usize = 2 * MIB;
 /// What the system goes on taking from the upstream for a process that hangs, until its buffers are full.
 const HUNG_SOCKETS: usize = 6 * MIB;
 
-/// Longer than a source may say that it has no chunk yet (8 s), and than one may bring nothing (10 s);
-/// shorter than an upstream may be silent (30 s).
-const STANDS_STILL: Duration = Duration::from_secs(15);
+/// Reads that ended without a chunk.
+const RETRIES: &str = "millrace_pull_peer_retries_total";
+
+/// Three takers read, and each is told after 8 s that there is no chunk yet: longer than one may bring
+/// nothing (10 s), shorter than an upstream may be silent (30 s).
+const TOLD_TWICE: f64 = 6.0;
 
 /// Clients wait so long for headers (CLIENT-CONTRACT): with a hung home in the way it is less.
 const HEADERS_DUE: Duration = Duration::from_secs(25);
@@ -220,12 +223,11 @@ async fn an_upstream_that_stands_still_mid_blob_makes_nobody_a_stalled_peer() ->
     let clients = scene.clients(&[0, 1, 2, 3], 2);
     let pulls = stampede(clients, &path, &content);
     let pause = async {
-        eventually("the half is here", async || {
-            scene.fake.sent_bytes("/blobs/") >= 2 * MIB as u64
+        eventually("all were told twice that there is none yet", async || {
+            let told = scene.fleet.sum(RETRIES, &["reason=\"not_yet\""]).await;
+            told.is_ok_and(|told| told >= TOLD_TWICE)
         })
         .await;
-        // How long the upstream stands still is what is tested.
-        tokio::time::sleep(STANDS_STILL).await;
         gate.open();
     };
     let (seen, ()) = tokio::join!(pulls, pause);
