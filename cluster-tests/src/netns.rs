@@ -132,13 +132,7 @@ impl Net {
     /// # Errors
     /// When nft is missing.
     pub fn split(&self, left: &[usize], right: &[usize]) -> Result<()> {
-        for (here, there) in [(left, right), (right, left)] {
-            let there: Vec<Ipv4Addr> = there.iter().map(|host| self.hosts[*host].data()).collect();
-            for host in here {
-                self.hosts[*host].ignore(&there)?;
-            }
-        }
-        Ok(())
+        self.between(left, right, Host::ignore)
     }
 
     /// Refuses TCP connections between the hosts `left` and `right` that are not there yet; what is
@@ -147,10 +141,20 @@ impl Net {
     /// # Errors
     /// When nft is missing.
     pub fn refuse_tcp(&self, left: &[usize], right: &[usize]) -> Result<()> {
+        self.between(left, right, Host::refuse_tcp)
+    }
+
+    /// Sets a rule at each host of either side about all of the other side.
+    fn between(
+        &self,
+        left: &[usize],
+        right: &[usize],
+        rule: fn(&Host, &[Ipv4Addr]) -> Result<()>,
+    ) -> Result<()> {
         for (here, there) in [(left, right), (right, left)] {
             let there: Vec<Ipv4Addr> = there.iter().map(|host| self.hosts[*host].data()).collect();
             for host in here {
-                self.hosts[*host].refuse_tcp(&there)?;
+                rule(&self.hosts[*host], &there)?;
             }
         }
         Ok(())
