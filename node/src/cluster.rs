@@ -112,7 +112,7 @@ impl Cluster {
             weight: config.weight,
         };
         let metrics = Metrics::default();
-        let admission = Admission::new(me.id, me.instance, secrets, metrics.clone());
+        let admission = Admission::new(me.id, me.instance, secrets);
         let admission = Arc::new(admission);
         let (swarm, listen) = network::listen(
             config.listen_address(),

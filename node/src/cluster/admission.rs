@@ -1,10 +1,12 @@
 //! Who comes in to the control plane: whoever has proved that it knows a secret of the cluster.
 //!
 //! Here is what is decided, and what is remembered of who came in by which secret. `gate` carries the
-//! exchange on a connection, `proof` says what a proof is. Source: SPEC.md, "Admission".
+//! exchange on a connection, `proof` says what a proof is, `refused` why somebody was not let in.
+//! Source: SPEC.md, "Admission".
 
 mod gate;
 mod proof;
+mod refused;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,8 +18,8 @@ use millrace_protocol::node_id::NodeId;
 use parking_lot::Mutex;
 
 pub(super) use gate::Gate;
+pub(super) use refused::{causes, refused};
 
-use super::metrics::{Metrics, Refused};
 use super::names::node_id;
 use super::secrets::{Secret, Secrets};
 
@@ -32,7 +34,6 @@ pub(super) struct Admission {
     /// By which secret each node came in last.
     admitted: Mutex<BTreeMap<NodeId, [u8; 32]>>,
     duplicate: AtomicBool,
-    metrics: Metrics,
 }
 
 /// Why the other end is not let in.
@@ -55,7 +56,7 @@ pub(super) enum Refusal {
 }
 
 impl Admission {
-    pub(super) fn new(me: NodeId, instance: u64, secrets: Secrets, metrics: Metrics) -> Self {
+    pub(super) fn new(me: NodeId, instance: u64, secrets: Secrets) -> Self {
         Self {
             me,
             instance,
@@ -63,7 +64,6 @@ impl Admission {
             denied: Mutex::default(),
             admitted: Mutex::default(),
             duplicate: AtomicBool::new(false),
-            metrics,
         }
     }
 
@@ -134,16 +134,6 @@ impl Admission {
         self.report_duplicate();
         Err(Refusal::Duplicate)
     }
-
-    fn count(&self, refusal: &Refusal) {
-        let reason = match refusal {
-            Refusal::Secret => Refused::Secret,
-            Refusal::Denied => Refused::Denied,
-            Refusal::Identity | Refusal::Duplicate => Refused::Identity,
-            Refusal::Broken(_) | Refusal::Myself | Refusal::Random => return,
-        };
-        self.metrics.refused(reason);
-    }
 }
 
 #[cfg(test)]
@@ -164,7 +154,7 @@ mod tests {
         );
         let me = NodeId::new([1; 32]);
         let both = text(&format!("{new} {old}"));
-        let admission = Admission::new(me, 1, both, Metrics::default());
+        let admission = Admission::new(me, 1, both);
         let (early, late) = (NodeId::new([2; 32]), NodeId::new([3; 32]));
         admission
             .enter(early, 5, &Secret::new(new))

@@ -24,6 +24,14 @@ pub(super) enum Refused {
     Secret,
     Denied,
     Identity,
+    /// Its admission was not over in time.
+    Timeout,
+    /// It has gone before it was let in.
+    Broken,
+    /// What it said is not how an admission begins.
+    Nonsense,
+    /// There are too many connections.
+    Crowded,
 }
 
 impl EncodeLabelValue for Refused {
@@ -32,6 +40,10 @@ impl EncodeLabelValue for Refused {
             Self::Secret => "secret",
             Self::Denied => "denied",
             Self::Identity => "identity",
+            Self::Timeout => "timeout",
+            Self::Broken => "broken",
+            Self::Nonsense => "nonsense",
+            Self::Crowded => "crowded",
         };
         name.encode(encoder)
     }
@@ -138,7 +150,7 @@ impl Metrics {
         );
         registry.register(
             "millrace_cluster_refused",
-            "Connections that were not let in",
+            "Connections of others that were not let in",
             self.refused.clone(),
         );
     }

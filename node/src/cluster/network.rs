@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::Transport as _;
+use libp2p::core::transport::timeout::TransportTimeout;
 use libp2p::core::upgrade::Version;
 use libp2p::futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use libp2p::gossipsub::{self, IdentTopic, MessageAuthenticity, ValidationMode};
@@ -133,8 +134,9 @@ fn swarm(
         .upgrade(Version::V1)
         .authenticate(noise)
         .multiplex_ext(move |peer, _| admission.gate(peer))
-        .timeout(HANDSHAKE)
         .boxed();
+    // Around what is boxed, so that `admission` knows an end of the time by its type.
+    let transport = TransportTimeout::new(transport, HANDSHAKE).boxed();
     let tasks = tasks.clone();
     let executor = move |future| drop(tasks.spawn(Span::current(), future));
     let config = swarm::Config::with_executor(executor).with_idle_connection_timeout(FOREVER);

@@ -1,11 +1,14 @@
-//! Bad input at the gate, behind noise: of who dials a node, and of who is dialled by one.
+//! Bad input at the gate, and on the way to it: of who dials a node, and of who is dialled by one.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use libp2p::futures::future::join_all;
 use libp2p::identity::Keypair;
 use millrace::cluster::fresh_secret;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::door::{Answer, Wire, proofs};
 use super::host::{Host, Site, eventually, ids, together};
@@ -14,6 +17,9 @@ use super::{count, secret_of};
 
 /// When a connection that comes to nothing has ended: a second more than the gate allows.
 const CLOSED: Duration = Duration::from_secs(4);
+
+/// Connections that were not let in, for whatever reason.
+const REFUSED: &str = "millrace_cluster_refused_total";
 
 /// What a node answers to a good proof: which one it was, its instance, its own proof.
 const ANSWER: usize = 1 + 8 + 32;
@@ -54,9 +60,17 @@ async fn a_listener_that_accepts_any_proof_is_found_out_by_its_own() {
     }
 }
 
-/// How a stranger's connection begins; then the stranger waits.
+/// Returns how many connections were not let in for this reason.
+fn refused(host: &Host, reason: &str) -> u64 {
+    let series = format!("{REFUSED}{{reason=\"{reason}\"");
+    count(host, &series)
+}
+
+/// How a stranger's connection begins; then the stranger waits, or goes.
 #[derive(Clone, Copy, Debug)]
 enum Silence {
+    /// Before noise.
+    Unheard,
     /// Behind noise.
     AtOnce,
     /// Behind its random number.
@@ -65,9 +79,15 @@ enum Silence {
     WithinTheProof,
 }
 
-/// Says this much and nothing more; returns what the node said, and when it closed.
-async fn fall_silent(address: SocketAddr, secret: &str, silence: Silence) -> (usize, Duration) {
-    let start = Instant::now();
+/// All there are, but for the first, which is not behind noise.
+const AT_THE_GATE: [Silence; 3] = [
+    Silence::AtOnce,
+    Silence::BehindTheNumber,
+    Silence::WithinTheProof,
+];
+
+/// Says this much behind noise and nothing more.
+async fn begin(address: SocketAddr, secret: &str, silence: Silence) -> Wire {
     let mut wire = Wire::dial(address, &Keypair::generate_ed25519()).await;
     if !matches!(silence, Silence::AtOnce) {
         let proof = wire.proof(secret).await;
@@ -76,21 +96,42 @@ async fn fall_silent(address: SocketAddr, secret: &str, silence: Silence) -> (us
             wire.say(&message[..message.len() - 1]).await;
         }
     }
-    let said = wire.rest().await.len();
-    (said, start.elapsed())
+    wire
+}
+
+/// Says this much and nothing more; returns what the node said, and when it closed.
+async fn fall_silent(address: SocketAddr, secret: &str, silence: Silence) -> (usize, Duration) {
+    let start = Instant::now();
+    let said = match silence {
+        Silence::Unheard => rest(&mut connect(address).await).await,
+        _ => begin(address, secret, silence).await.rest().await,
+    };
+    (said.len(), start.elapsed())
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.expect("connected")
+}
+
+/// Returns what the node says until it closes.
+async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut said = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut said).await {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    said
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_falls_silent_at_the_gate_is_gone_soon_and_keeps_nobody_out() {
     let site = Site::new();
     let (one, secret) = (site.host("1", &[]), secret_of(&site));
-    let kinds = [
-        Silence::AtOnce,
-        Silence::BehindTheNumber,
-        Silence::WithinTheProof,
-    ];
+    let kind = |number: usize| match number % 4 {
+        0 => Silence::Unheard,
+        at_the_gate => AT_THE_GATE[at_the_gate - 1],
+    };
     let address = one.address();
-    let silent = join_all((0..30).map(|number| fall_silent(address, &secret, kinds[number % 3])));
+    let silent = join_all((0..32).map(|number| fall_silent(address, &secret, kind(number))));
     let newcomer = async {
         let two = site.host("2", &[address]);
         together(&[&one, &two]).await;
@@ -98,7 +139,7 @@ async fn who_falls_silent_at_the_gate_is_gone_soon_and_keeps_nobody_out() {
     };
     let (silent, two) = tokio::join!(silent, newcomer);
     for (number, (said, took)) in silent.into_iter().enumerate() {
-        let silence = kinds[number % 3];
+        let silence = kind(number);
         // Its random number, which it says to everybody.
         let number = match silence {
             Silence::AtOnce => 32,
@@ -108,6 +149,55 @@ async fn who_falls_silent_at_the_gate_is_gone_soon_and_keeps_nobody_out() {
         assert!(took < CLOSED, "{silence:?}: {took:?}");
     }
     assert_eq!(one.members(), ids(&[&one, &two]));
+    let counted = || refused(&one, "timeout") == 32;
+    eventually("all who were silent are counted", counted).await;
+    assert_eq!(count(&one, REFUSED), 32, "and nobody else is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_breaks_off_before_it_is_let_in_is_counted() {
+    let site = Site::new();
+    let (one, secret) = (site.host("1", &[]), secret_of(&site));
+    let mut gone = 0;
+    let mut expect_one_more = async |what: &str| {
+        gone += 1;
+        eventually(what, || refused(&one, "broken") == gone).await;
+    };
+    drop(connect(one.address()).await);
+    expect_one_more("who says nothing and goes").await;
+    let mut stream = connect(one.address()).await;
+    stream
+        .write_all(b"\x13/multistream/1.0.0\n")
+        .await
+        .expect("said");
+    stream.shutdown().await.expect("ended");
+    rest(&mut stream).await;
+    expect_one_more("who goes before noise").await;
+    for silence in AT_THE_GATE {
+        let mut wire = begin(one.address(), &secret, silence).await;
+        wire.end().await;
+        wire.rest().await;
+        expect_one_more(&format!("who goes {silence:?}")).await;
+        drop(begin(one.address(), &secret, silence).await);
+        expect_one_more(&format!("whose connection ends {silence:?}")).await;
+    }
+    assert_eq!(count(&one, REFUSED), gone, "each once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_speaks_another_protocol_is_counted() {
+    let one = Site::new().host("1", &[]);
+    let mut expected = 0;
+    // A length that nothing has, and a line that is no name of a protocol.
+    for nonsense in [&[0xff; 64][..], b"\x05GET /"] {
+        let mut stream = connect(one.address()).await;
+        stream.write_all(nonsense).await.expect("said");
+        rest(&mut stream).await;
+        expected += 1;
+        let counted = || refused(&one, "nonsense") == expected;
+        eventually("nonsense is counted", counted).await;
+    }
+    assert_eq!(count(&one, REFUSED), expected);
 }
 
 /// Says `message`, and hears nothing but that the node closes.
@@ -125,7 +215,7 @@ async fn what_is_no_proof_is_refused_at_once_and_counted() {
     let other = fresh_secret().expect("random");
     let keys = Keypair::generate_ed25519();
     let dial = || Wire::dial(one.address(), &keys);
-    let refused = || count(&one, "millrace_cluster_refused_total{reason=\"secret\"");
+    let refused = || refused(&one, "secret");
 
     let mut sound = dial().await;
     let good = proofs(&[sound.proof(&secret).await]);

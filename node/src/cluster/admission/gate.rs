@@ -61,8 +61,7 @@ impl<C: Wire> InboundConnectionUpgrade<C> for Gate {
     fn upgrade_inbound(self, mut io: C, info: Self::Info) -> Self::Future {
         Box::pin(async move {
             let Self { admission, peer } = self;
-            let outcome = admission.listen(&peer, &mut io).await;
-            outcome.inspect_err(|refusal| admission.count(refusal))?;
+            admission.listen(&peer, &mut io).await?;
             Ok(yamux::Config::default().upgrade_inbound(io, info).await?)
         })
     }

@@ -7,14 +7,14 @@ use std::time::Instant;
 use libp2p::core::ConnectedPoint;
 use libp2p::gossipsub::{self, MessageAcceptance};
 use libp2p::request_response::{self, Message};
-use libp2p::swarm::{DialError, SwarmEvent};
-use libp2p::{PeerId, TransportError};
+use libp2p::swarm::{DialError, ListenError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, TransportError};
 use millrace_protocol::membership::{
     Announcement, Greeting, Heard, MAX_ANNOUNCEMENT_BYTES, Recognised, decode,
 };
 use millrace_protocol::node_id::NodeId;
 
-use super::super::admission::Refusal;
+use super::super::admission::{Refusal, causes, refused};
 use super::super::metrics::Message as Said;
 use super::super::names::{node_id, peer_id, socket_address};
 use super::super::network::{BehaviourEvent, budgets_topic, remote_address};
@@ -54,7 +54,7 @@ impl Driver {
                 send_back_addr,
                 error,
                 ..
-            } => tracing::debug!(from = %send_back_addr, %error, "not let in"),
+            } => self.handle_not_let_in(&send_back_addr, &error),
             SwarmEvent::ListenerClosed { reason, .. } => {
                 tracing::error!(?reason, "other nodes cannot reach this one any more");
             }
@@ -90,6 +90,15 @@ impl Driver {
         tracing::debug!(peer.id = %id, dialled = endpoint.is_dialer(), "connected");
         if endpoint.is_dialer() {
             self.greet(&peer, &id);
+        }
+    }
+
+    fn handle_not_let_in(&self, from: &Multiaddr, error: &ListenError) {
+        // Strangers can do this as often as they like, so it is no line that anybody must read.
+        let reason = refused(error);
+        tracing::debug!(%from, ?reason, %error, "not let in");
+        if let Some(reason) = reason {
+            self.publisher.metrics().refused(reason);
         }
     }
 
@@ -261,11 +270,8 @@ fn is_myself(error: &DialError) -> bool {
     let DialError::Transport(errors) = error else {
         return false;
     };
-    let myself = |error: &std::io::Error| {
-        let first = error.get_ref().map(|error| error as &(dyn Error + 'static));
-        let mut causes = std::iter::successors(first, |cause| (*cause).source());
-        causes.any(|cause| matches!(cause.downcast_ref(), Some(Refusal::Myself)))
-    };
+    let myself =
+        |error| causes(error).any(|cause| matches!(cause.downcast_ref(), Some(Refusal::Myself)));
     errors
         .iter()
         .any(|(_, error)| matches!(error, TransportError::Other(error) if myself(error)))
