@@ -125,7 +125,7 @@ impl Cluster {
         let mut membership = Membership::new(me.id, generation, me.instance, Instant::now());
         let contacts: Vec<Contact> = memory.contacts();
         let progress = Progress::new(config.join.is_empty() && contacts.is_empty());
-        membership.handle_contacts(contacts, Instant::now());
+        membership.handle_remembered(contacts, Instant::now());
         let shared = Arc::new(shared(&me, listen, metrics));
         let driver = Driver {
             swarm,

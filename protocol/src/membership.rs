@@ -13,6 +13,9 @@
 //! - One that leaves is gone at once; what it said before is then stale, what its next generation
 //!   says is not.
 //! - Who was known is dialled for a day, so that a split heals from either side.
+//! - A node that starts expects for 3 s whom it knew when it last ran: where all are started at once,
+//!   the first to meet must not take each other for the whole cluster. For the same reason it is settled
+//!   only when nobody new has come for 0.5 s.
 //! - One whose older run is still heard is told of the newer one: the two may share an identity, and
 //!   neither hears the other by gossip.
 //! - A node that was stopped itself blames nobody for the silence.
@@ -63,6 +66,14 @@ const RECONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// Time between two ticks that says that this node itself was stopped.
 const OWN_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a node that starts expects whom it knew when it last ran, though nobody answers there:
+/// that one may be starting as well.
+const EXPECTED_FOR: Duration = SUSPECT_AFTER;
+
+/// How long nobody new must have come until a node takes those whom it met for all: within two ticks
+/// each of them has been asked whom it knows, and these have been dialled.
+const QUIET_FOR: Duration = Duration::from_millis(500);
+
 /// How often a node that is heard as two runs at once is told what is known of it.
 const TELL_AGAIN: Duration = Duration::from_secs(3);
 
@@ -82,6 +93,9 @@ pub struct Membership {
     me: NodeId,
     generation: u64,
     instance: u64,
+    started: Instant,
+    /// When somebody last came who was no member, or else this node started.
+    met: Instant,
     last_tick: Instant,
     members: BTreeMap<NodeId, Member>,
     acquaintances: BTreeMap<NodeId, Acquaintance>,
@@ -102,6 +116,8 @@ impl Membership {
             me,
             generation,
             instance,
+            started: now,
+            met: now,
             last_tick: now,
             members: BTreeMap::new(),
             acquaintances: BTreeMap::new(),
@@ -162,12 +178,16 @@ impl Membership {
         self.healed
     }
 
-    /// Whether everybody whom this node has heard of was either heard or tried in vain.
-    pub fn is_settled(&self) -> bool {
-        let known = self.acquaintances.iter();
-        known
-            .filter(|(id, _)| !self.denied.contains(id))
-            .all(|(_, known)| known.is_tried())
+    /// Whether those whom this node knows are likely to be all: everybody of whom it has heard was
+    /// either heard or tried in vain, whom it remembers had time to start, and nobody new has come
+    /// for a while.
+    pub fn is_settled(&self, now: Instant) -> bool {
+        let is_quiet = now.saturating_duration_since(self.met) >= QUIET_FOR;
+        let mut known = self.acquaintances.iter();
+        is_quiet
+            && known.all(|(id, known)| {
+                self.denied.contains(id) || (known.is_tried() && !self.is_expected(known, now))
+            })
     }
 
     /// Whether a node is kept out.
@@ -229,14 +249,15 @@ impl Membership {
     /// Takes in whom others know.
     pub fn handle_contacts(&mut self, contacts: Vec<Contact>, now: Instant) {
         for contact in contacts.into_iter().take(MAX_CONTACTS_TOLD) {
-            let stranger = contact.id != self.me
-                && !self.denied.contains(&contact.id)
-                && !self.acquaintances.contains_key(&contact.id);
-            if stranger
-                && are_addresses(&contact.addresses)
-                && let Some(known) = self.acquaint(contact.id, now)
-            {
-                known.addresses = contact.addresses;
+            self.handle_contact(contact, now);
+        }
+    }
+
+    /// Takes in whom this node knew when it last ran; to be called when it starts.
+    pub fn handle_remembered(&mut self, contacts: Vec<Contact>, now: Instant) {
+        for contact in contacts.into_iter().take(MAX_CONTACTS_TOLD) {
+            if let Some(known) = self.handle_contact(contact, now) {
+                known.remembered = true;
             }
         }
     }
@@ -281,11 +302,13 @@ impl Membership {
 
     /// Takes in that a dial from [`Membership::poll_dials`] has failed.
     pub fn handle_dial_failed(&mut self, id: NodeId, now: Instant) {
-        let member = self.members.contains_key(&id);
+        let known = self.acquaintances.get(&id);
+        let is_expected = known.is_some_and(|known| self.is_expected(known, now));
+        let is_awaited = is_expected || self.members.contains_key(&id);
         let Some(known) = self.acquaintances.get_mut(&id) else {
             return;
         };
-        known.dial_failed(member, now);
+        known.dial_failed(is_awaited, now);
         if known.lost.is_some() {
             self.suspect(id, Suspicion::Unreachable, now);
         }

@@ -205,3 +205,44 @@ fn the_traffic_of_a_cluster_at_rest_is_bounded() {
     // A hundred announcements, each passed on by eight.
     assert!(each <= 900, "{each}");
 }
+
+#[test]
+fn a_fleet_that_is_started_at_once_is_settled_when_each_has_found_all() {
+    each(|fleet, size| {
+        (0..size).for_each(|index| fleet.crash(index));
+        fleet.run(seconds(1));
+        // Machines of one kind do not take the same time to boot.
+        let pause = seconds(2) / u32::try_from(size).expect("small");
+        let knows_all_if_settled = |fleet: &Fleet| {
+            for index in 0..size {
+                let known = fleet.belief(index).len();
+                assert!(
+                    !fleet.is_settled(index) || known == size,
+                    "{index}: {known}"
+                );
+            }
+        };
+        for index in 0..size {
+            fleet.start(index);
+            fleet.run(pause);
+            knows_all_if_settled(fleet);
+        }
+        let settled = fleet.until(AGREED, |fleet| {
+            knows_all_if_settled(fleet);
+            (0..size).all(|index| fleet.is_settled(index))
+        });
+        println!("settled after {settled:?}");
+    });
+}
+
+#[test]
+fn a_member_that_is_gone_for_good_delays_the_start_of_others_by_seconds() {
+    each(|fleet, size| {
+        (0..size).for_each(|index| fleet.crash(index));
+        others(size, 3).for_each(|index| fleet.start(index));
+        let limit = Duration::from_millis(3_500);
+        fleet.until(limit, |fleet| {
+            others(size, 3).all(|index| fleet.is_settled(index))
+        });
+    });
+}

@@ -39,8 +39,9 @@ const TICKS_PER_ANNOUNCEMENT: u64 = (ANNOUNCE_EVERY.as_millis() / TICK_EVERY.as_
 /// Ticks between two words on rate limits without news: 10 s.
 const TICKS_PER_BUDGETS: u64 = 40;
 
-/// Ticks between two looks at whether contacts are to be saved: 10 s.
-const TICKS_PER_SAVE: u64 = 40;
+/// Ticks between two looks at whether contacts are to be saved: 1 s. Who is killed soon after it met
+/// the others must know them at its next start.
+const TICKS_PER_SAVE: u64 = 4;
 
 /// How long the last announcement may take to leave.
 const LEAVE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(300);
@@ -306,7 +307,8 @@ impl Driver {
             self.publish_status();
         }
         let nobody_else = self.progress.alone || self.progress.joining.leads_nowhere_else();
-        if self.membership.is_settled() && (self.progress.greeted || nobody_else) {
+        let is_settled = self.membership.is_settled(Instant::now());
+        if is_settled && (self.progress.greeted || nobody_else) {
             self.publisher.settle();
         }
     }

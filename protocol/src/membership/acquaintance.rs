@@ -10,7 +10,7 @@ use crate::node_id::NodeId;
 /// would be one too many.
 const POLITENESS: Duration = Duration::from_millis(300);
 
-/// Pause after the first failed dial of a member; doubles up to [`LONGEST_PAUSE`].
+/// Pause after the first failed dial of a member, or of somebody who is expected; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Longest pause between dials of a member.
@@ -30,6 +30,8 @@ pub(super) struct Acquaintance {
     pub(super) instance: u64,
     /// When it was last found to be heard as another run than the newest, to be told of that.
     told: Option<Instant>,
+    /// Whether it was known when this node last ran.
+    pub(super) remembered: bool,
     /// Whether it said that it leaves.
     pub(super) left: bool,
     /// Whom it keeps out.
@@ -64,6 +66,7 @@ impl Acquaintance {
             last: None,
             instance: 0,
             told: None,
+            remembered: false,
             left: false,
             denies: Vec::new(),
             seen: now,
@@ -113,12 +116,12 @@ impl Acquaintance {
         }
     }
 
-    pub(super) fn dial_failed(&mut self, member: bool, now: Instant) {
+    pub(super) fn dial_failed(&mut self, awaited: bool, now: Instant) {
         // Where the other one got through in the meantime, nothing has failed.
         if self.link == Link::Connected {
             return;
         }
-        let pause = match member {
+        let pause = match awaited {
             true => (FIRST_PAUSE * (1 << self.failures.min(8))).min(LONGEST_PAUSE),
             false => STRANGER_PAUSE,
         };

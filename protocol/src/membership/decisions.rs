@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::acquaintance::{Acquaintance, Link};
 use super::{
-    Announcement, DEAD_AFTER, MAX_ACQUAINTANCES, Member, Membership, RECONNECT_WITHIN,
-    SUSPECT_AFTER, Standing, Suspicion,
+    Announcement, Contact, DEAD_AFTER, EXPECTED_FOR, MAX_ACQUAINTANCES, Member, Membership,
+    RECONNECT_WITHIN, SUSPECT_AFTER, Standing, Suspicion, are_addresses,
 };
 use crate::node_id::NodeId;
 
@@ -26,6 +26,29 @@ impl Membership {
         Some(known.or_insert_with(|| Acquaintance::new(first, now)))
     }
 
+    /// Takes in where somebody may be found; returns what is remembered of whom this node had not
+    /// heard of.
+    pub(super) fn handle_contact(
+        &mut self,
+        contact: Contact,
+        now: Instant,
+    ) -> Option<&mut Acquaintance> {
+        let Contact { id, addresses } = contact;
+        let is_stranger = id != self.me
+            && !self.denied.contains(&id)
+            && !self.acquaintances.contains_key(&id)
+            && are_addresses(&addresses);
+        let known = is_stranger.then(|| self.acquaint(id, now)).flatten()?;
+        known.addresses = addresses;
+        Some(known)
+    }
+
+    /// Whether somebody whom this node remembers may still be starting, as this node is.
+    pub(super) fn is_expected(&self, known: &Acquaintance, now: Instant) -> bool {
+        let running = now.saturating_duration_since(self.started);
+        known.remembered && known.last.is_none() && running < EXPECTED_FOR
+    }
+
     /// Makes a member of somebody who says that it is here, or notes that it still is.
     pub(super) fn admit(&mut self, id: NodeId, announcement: Announcement, now: Instant) {
         let Some(member) = self.members.get_mut(&id) else {
@@ -39,6 +62,7 @@ impl Membership {
                     heard,
                 },
             );
+            self.met = now;
             self.changed = true;
             return;
         };

@@ -170,6 +170,54 @@ fn what_is_remembered_is_bounded_and_members_stay() {
     assert!(membership.poll_dials(now + POLITE).len() <= MAX_DIALS);
 }
 
+fn contact() -> Contact {
+    Contact {
+        id: OTHER,
+        addresses: announcement(1, 1).addresses,
+    }
+}
+
+#[test]
+fn whom_a_node_remembers_it_expects_while_both_may_be_starting() {
+    let (mut membership, start) = start();
+    let at = |millis| start + Duration::from_millis(millis);
+    membership.handle_remembered(vec![contact()], start);
+    assert_eq!(membership.poll_dials(at(0)), [contact()]);
+    membership.handle_dial_failed(OTHER, at(0));
+    assert!(!membership.is_settled(at(2_999)), "it may be starting");
+    assert_eq!(membership.poll_dials(at(1_000)), [contact()], "soon again");
+    membership.handle_dial_failed(OTHER, at(1_000));
+    assert!(membership.is_settled(at(3_000)), "it is away");
+}
+
+#[test]
+fn whom_others_name_needs_to_be_tried_once() {
+    let (mut membership, start) = start();
+    let later = start + QUIET_FOR;
+    membership.handle_contacts(vec![contact()], start);
+    assert!(!membership.is_settled(later), "not yet tried");
+    assert_eq!(membership.poll_dials(start), [contact()]);
+    membership.handle_dial_failed(OTHER, start);
+    assert!(membership.is_settled(later));
+    assert!(membership.poll_dials(start + SUSPECT_AFTER).is_empty());
+}
+
+#[test]
+fn nobody_is_settled_while_others_are_still_coming() {
+    let (mut membership, start) = start();
+    let nearly = QUIET_FOR - Duration::from_millis(1);
+    assert!(!membership.is_settled(start + nearly), "just started");
+    assert!(membership.is_settled(start + QUIET_FOR));
+    let met = start + QUIET_FOR;
+    membership.handle_announcement(OTHER, announcement(1, 1), met);
+    assert!(
+        !membership.is_settled(met + nearly),
+        "who knows who comes with it"
+    );
+    membership.handle_announcement(OTHER, announcement(1, 2), met + nearly);
+    assert!(membership.is_settled(met + QUIET_FOR), "known already");
+}
+
 /// After this nobody waits for the other end to dial first.
 const POLITE: Duration = Duration::from_secs(1);
 

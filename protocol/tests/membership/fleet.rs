@@ -46,6 +46,8 @@ struct Node {
     missed: Vec<Event>,
     /// What it heard last of each author; gossip drops what it has passed on already.
     heard: Vec<(u64, u64)>,
+    /// Whom it knew when it last ended.
+    remembered: Vec<Contact>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +95,7 @@ impl Fleet {
                 connected: BTreeSet::new(),
                 missed: Vec::new(),
                 heard: vec![(0, 0); size],
+                remembered: Vec::new(),
             });
         }
         for index in 0..size {
@@ -111,6 +114,8 @@ impl Fleet {
         node.heard.fill((0, 0));
         node.up = true;
         node.membership = Membership::new(id(index), node.generation, node.generation, now);
+        let remembered = std::mem::take(&mut node.remembered);
+        node.membership.handle_remembered(remembered, now);
         if index != 0 {
             node.membership.handle_contacts(vec![contact(0)], now);
         }
@@ -126,6 +131,7 @@ impl Fleet {
         node.up = false;
         node.stopped = false;
         node.missed.clear();
+        node.remembered = node.membership.contacts();
         for other in std::mem::take(&mut node.connected) {
             self.soon(Event::Disconnected(other, index));
         }
@@ -212,6 +218,11 @@ impl Fleet {
     pub(crate) fn agrees_on(&self, members: impl IntoIterator<Item = usize>) -> bool {
         let expected: Belief = members.into_iter().map(|index| (index, true)).collect();
         self.beliefs() == BTreeSet::from([expected])
+    }
+
+    /// Whether this node takes those whom it knows for all.
+    pub(crate) fn is_settled(&self, index: usize) -> bool {
+        self.runs(index) && self.nodes[index].membership.is_settled(self.now)
     }
 
     /// Whether anybody else who runs would still ask this node.
