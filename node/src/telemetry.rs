@@ -1,8 +1,9 @@
 //! Log and metrics of the process: how lines look, which are written, and the one registry.
 //!
 //! Lines go to standard error, as text or JSON. What a line or a metric says is decided by the
-//! room that writes it; this room knows none of them.
+//! room that writes it; this room knows none of them. Its own are those about panics.
 
+mod panics;
 mod seldom;
 
 use std::fmt;
@@ -117,7 +118,7 @@ impl Formatter {
 #[error("the log is already running")]
 pub struct AlreadyRunning(#[source] tracing_subscriber::util::TryInitError);
 
-/// Starts the log of this process, to standard error.
+/// Starts the log of this process, to standard error; panics are lines of it from then on.
 ///
 /// # Errors
 /// When something started it before.
@@ -134,7 +135,9 @@ pub fn start(level: &Level, formatter: Formatter) -> Result<(), AlreadyRunning> 
             .try_init(),
         Formatter::Json => builder.json().flatten_event(true).finish().try_init(),
     }
-    .map_err(AlreadyRunning)
+    .map_err(AlreadyRunning)?;
+    panics::follow();
+    Ok(())
 }
 
 /// All metrics of the process; clones share them.
@@ -150,11 +153,12 @@ impl Metrics {
     pub const CONTENT_TYPE: &'static str =
         "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-    /// Collects what `register` puts into the registry; it calls every room once.
+    /// Collects what `register` puts into the registry, which calls every other room once.
     ///
     /// Names are taken as they are: rooms begin theirs with `millrace_`.
     pub fn new(register: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::default();
+        panics::register(&mut registry);
         register(&mut registry);
         Self {
             registry: Arc::new(registry),
