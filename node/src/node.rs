@@ -45,6 +45,7 @@ pub struct Node {
     tasks: Tasks,
     readiness: Readiness,
     neighbourhood: Option<Neighbourhood>,
+    puller: Puller,
     door: registry::Running,
     admin_stop: CancellationToken,
 }
@@ -126,6 +127,7 @@ impl Node {
             tasks,
             readiness,
             neighbourhood,
+            puller,
             door,
             admin_stop,
         })
@@ -137,6 +139,8 @@ impl Node {
     /// Not to be cancelled, except to end the process.
     pub async fn drain(self) {
         self.readiness.drain();
+        // Who leaves is asked for nothing any more: others begin elsewhere what they waited for.
+        self.puller.end_orphans();
         if let Some(neighbourhood) = &self.neighbourhood {
             neighbourhood.cluster.leave().await;
         }

@@ -316,6 +316,12 @@ impl Puller {
         self.inner.store.repositories().await
     }
 
+    /// Goes on with nothing that nobody waits for: this node stops, and what it still fetched of a blob
+    /// would leave the upstream once more.
+    pub fn end_orphans(&self) {
+        self.inner.fillers.end_orphans();
+    }
+
     /// Registers the room's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.inner.metrics.register(registry);

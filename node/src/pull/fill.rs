@@ -92,6 +92,11 @@ impl Fillers {
         };
         self.tasks.spawn(span, filler.run(far));
     }
+
+    /// Ends the fills that nobody waits for, and those that everybody leaves from now on.
+    pub(super) fn end_orphans(&self) {
+        self.orphans.close();
+    }
 }
 
 struct Filler {

@@ -2,7 +2,7 @@
 //! whose clients have left, and copies, which another node asks for as such.
 //!
 //! Who lacks disk room or memory for what somebody waits for presses them. They become resumable
-//! parts then, whose room may be had. How a fill is suspended is `fill`'s.
+//! parts then, whose room may be had. A node that stops keeps none. How a fill is suspended is `fill`'s.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl Default for Orphans {
 }
 
 impl Orphans {
-    /// Takes a place for an orphan; `None` when there are enough of them.
+    /// Takes a place for an orphan; `None` when there are enough of them, or to be none.
     pub(super) fn enter(&self) -> Option<Place> {
         let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
         Some(Place { _permit: permit })
@@ -59,6 +59,17 @@ impl Orphans {
         Place {
             _permit: permit.expect("the semaphore is never closed"),
         }
+    }
+
+    /// Lets there be no orphans from now on; those who are here make way.
+    pub(super) fn close(&self) {
+        self.places.close();
+        self.press();
+    }
+
+    /// Whether there are to be none.
+    pub(super) fn are_closed(&self) -> bool {
+        self.places.is_closed()
     }
 
     /// Resolves when all who have a place, or wait for one, are to make way; for what is said after this call.
@@ -90,5 +101,22 @@ impl Orphans {
         // Whatever has become of them, it is looked once more whether there is room.
         let _ = timeout(PATIENCE, gone).await;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_stops_keeps_no_orphans() {
+        let orphans = Orphans::default();
+        let place = orphans.enter().expect("a place");
+        let pressed = orphans.pressed();
+        orphans.close();
+        pressed.await;
+        drop(place);
+        assert!(orphans.enter().is_none());
+        assert!(orphans.are_closed());
     }
 }

@@ -78,7 +78,7 @@ impl Permit {
     }
 
     /// Resolves when the fill should stop although it could go on: the node stops, or nobody
-    /// waits and there are too many such fills, or others need the room.
+    /// waits and there are too many such fills, or to be none, or others need the room.
     ///
     /// Who makes a copy waits for nothing, so it makes way as an orphan does.
     pub(super) async fn withdrawn(&self, sink: &Sink) -> PullError {
@@ -119,6 +119,6 @@ impl Permit {
         if place.is_none() {
             *place = self.orphans.enter();
         }
-        place.is_some()
+        place.is_some() && !self.orphans.are_closed()
     }
 }
