@@ -7,10 +7,14 @@ mod crowd;
 mod fake;
 #[path = "peer/hostile.rs"]
 mod hostile;
+#[path = "peer/line.rs"]
+mod line;
 #[path = "peer/links.rs"]
 mod links;
 #[path = "peer/raw.rs"]
 mod raw;
+#[path = "peer/unwanted.rs"]
+mod unwanted;
 
 use std::num::NonZeroU16;
 use std::sync::atomic::Ordering;

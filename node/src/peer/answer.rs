@@ -90,8 +90,11 @@ impl Exchange {
                 self.links.metrics.answering(kind(&question));
                 let bounded = has_bounded_work(&question).then(|| question.clone());
                 let (replies, slot) = self.replies(question);
-                self.send(bounded.as_ref(), replies).await;
+                let all_said = self.send(bounded.as_ref(), replies).await;
                 drop(slot);
+                if all_said {
+                    self.outbox.heard().await;
+                }
             }
             Err(failure) => self.turn_away(&failure),
         }
@@ -172,8 +175,12 @@ impl Exchange {
 
     /// Sends replies as they come, and *pending* in between, until the peer has heard enough; or
     /// until it is clear that nothing comes of the first: of `bounded`, a question on whose first answer
-    /// this node may not work for long.
-    async fn send(&mut self, bounded: Option<&Question>, mut replies: BoxStream<'static, Reply>) {
+    /// this node may not work for long. Returns whether all was said.
+    async fn send(
+        &mut self,
+        bounded: Option<&Question>,
+        mut replies: BoxStream<'static, Reply>,
+    ) -> bool {
         let unheard = self.outbox.unheard();
         tokio::pin!(unheard);
         let mut pending = interval(self.links.config.pending);
@@ -183,7 +190,7 @@ impl Exchange {
         loop {
             let reply = tokio::select! {
                 biased;
-                () = &mut unheard => return,
+                () = &mut unheard => return false,
                 reply = replies.next() => {
                     working = None;
                     reply
@@ -196,16 +203,19 @@ impl Exchange {
                         working = working.map(|_| Instant::now());
                     }
                     if working.is_some_and(|since| since.elapsed() > self.links.config.own_work) {
-                        return self.give_up_own_work();
+                        self.give_up_own_work();
+                        return false;
                     }
                     Some(plain(Answer::Pending(cause)))
                 }
             };
             let Some(reply) = reply else {
-                return self.outbox.finish();
+                self.outbox.finish();
+                return true;
             };
             if let Err(failure) = self.send_one(reply).await {
-                return self.give_up(&failure);
+                self.give_up(&failure);
+                return false;
             }
             pending.reset();
         }

@@ -97,6 +97,16 @@ impl Outbox {
         let _ = self.stream.finish();
     }
 
+    /// Waits, behind [`Outbox::finish`], until the other side has everything, is gone, or does not want
+    /// to hear more: then nothing more of what was said is sent. Who drops a stream that was finished
+    /// leaves all of it to be sent, megabytes that nobody reads where a line is slow.
+    pub(super) async fn heard(&mut self) {
+        if let Ok(Some(code)) = self.stream.stopped().await {
+            // Everything was heard meanwhile.
+            let _ = self.stream.reset(code);
+        }
+    }
+
     /// Gives up the stream for this reason.
     pub(super) fn reset(&mut self, code: Code) {
         // Likewise.
