@@ -8,6 +8,8 @@ use millrace_protocol::wire::frame::{FrameError, VERSION};
 use millrace_protocol::wire::message::Refusal;
 use quinn::ConnectionError;
 
+use super::outbox::Code;
+
 /// A question to a peer came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
@@ -100,6 +102,24 @@ impl PeerError {
         }
     }
 
+    /// Whether the peer lives and its answer is of no use: the question has come to it in time, and this
+    /// node has taken in what was sent.
+    pub fn is_broken_answer(&self) -> bool {
+        let is_of_the_line = |code: u64| {
+            [Code::Late, Code::Stalled]
+                .map(|own| own.number().into_inner())
+                .contains(&code)
+        };
+        match self {
+            Self::BrokenOff { code, .. } => !is_of_the_line(*code),
+            Self::Stuck { .. }
+            | Self::Refused { .. }
+            | Self::Frame { .. }
+            | Self::Disordered { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether the peer broke the protocol, so that it is better not asked again for the same.
     pub fn is_misbehaviour(&self) -> bool {
         matches!(self, Self::Frame { .. } | Self::Disordered { .. })
@@ -154,4 +174,23 @@ pub enum BindError {
     /// The TLS library lacks what QUIC needs.
     #[error("no cipher suite for QUIC")]
     Suite(#[source] quinn::crypto::rustls::NoInitialCipherSuite),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_broke_off_because_of_the_line_has_given_no_broken_answer() {
+        let broken_off = |code: Code| PeerError::BrokenOff {
+            peer: NodeId::new([1; 32]),
+            code: code.number().into_inner(),
+        };
+        for code in [Code::Late, Code::Stalled] {
+            assert!(!broken_off(code).is_broken_answer(), "{code:?}");
+        }
+        for code in [Code::Cancelled, Code::Malformed, Code::Stuck] {
+            assert!(broken_off(code).is_broken_answer(), "{code:?}");
+        }
+    }
 }

@@ -61,7 +61,8 @@ impl Borrow<'_> {
         let mut search = self.neighbours.search(digest, Purpose::Know);
         loop {
             if let Some(peer) = next
-                && let Ended::Complete = self.through(Hop { peer, role }, Rank::Home, far).await?
+                && let Ended::Complete =
+                    through(self.take(Rank::Home), Hop { peer, role }, far).await?
             {
                 return Ok(true);
             }
@@ -76,7 +77,8 @@ impl Borrow<'_> {
     /// Follows hops until one has supplied what is missing. Returns whether one has.
     ///
     /// Each is chosen in the view of its moment: when the home dies in the middle of a blob, its
-    /// takers meet again at the next one. Only time without a byte counts against the hops.
+    /// takers meet again at the next one. Only time without a byte counts against the hops, and one
+    /// that says that it works is waited for.
     async fn follow(self, far: &mut mpsc::Receiver<u64>) -> Result<bool, PullError> {
         let key = Key::of_digest(&self.transfer.digest);
         let mut passed_over: Vec<Hop> = Vec::new();
@@ -93,7 +95,11 @@ impl Borrow<'_> {
                 break;
             }
             let before = self.transfer.state().here_bytes();
-            match self.through(hop, rank, far).await? {
+            let take = Take {
+                heard_by: Some(deadline),
+                ..self.take(rank)
+            };
+            match through(take, hop, far).await? {
                 Ended::Complete => return Ok(true),
                 Ended::Raised => {}
                 Ended::PassedOver => {
@@ -152,7 +158,7 @@ impl Borrow<'_> {
     ) -> Result<bool, PullError> {
         let role = Role::Holder;
         loop {
-            match self.through(Hop { peer, role }, Rank::Home, far).await? {
+            match through(self.take(Rank::Home), Hop { peer, role }, far).await? {
                 Ended::Complete => return Ok(true),
                 Ended::PassedOver => return Ok(false),
                 // There is no greater rank: somebody waits for it now.
@@ -161,22 +167,25 @@ impl Borrow<'_> {
         }
     }
 
-    async fn through(
-        self,
-        hop: Hop,
-        rank: Rank,
-        far: &mut mpsc::Receiver<u64>,
-    ) -> Result<Ended, PullError> {
-        let take = Take {
+    fn take(&self, rank: Rank) -> Take<'_> {
+        Take {
             transfer: self.transfer,
             sink: self.sink,
             neighbours: self.neighbours,
             rank,
             is_copy: !self.transfer.is_awaited(),
-        };
-        match take.through(hop, far).await {
-            Ok(ended) => Ok(ended),
-            Err(Halt::Transfer(error) | Halt::Origin(error)) => Err(error),
+            heard_by: None,
         }
+    }
+}
+
+async fn through(
+    take: Take<'_>,
+    hop: Hop,
+    far: &mut mpsc::Receiver<u64>,
+) -> Result<Ended, PullError> {
+    match take.through(hop, far).await {
+        Ok(ended) => Ok(ended),
+        Err(Halt::Transfer(error) | Halt::Origin(error)) => Err(error),
     }
 }

@@ -219,7 +219,10 @@ impl Filler {
             error = withdrawn => Err(error),
         };
         if !matches!(borrowed, Ok(true)) {
-            self.transfer.change(|state| state.supply = Supply::Nobody);
+            self.transfer.change(|state| {
+                state.supply = Supply::Nobody;
+                state.waiting.end();
+            });
         }
         borrowed
     }

@@ -73,7 +73,7 @@ struct LeftAlone {
 /// What a node was found out by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum FoundOut {
-    /// It lives, and keeps others waiting for what it owes them.
+    /// It lives, and keeps others waiting for what it owes them, or breaks off its answers.
     #[expect(non_camel_case_types, reason = "it is the label's value")]
     stalled,
     /// It stated wrong content, or contradicted itself.

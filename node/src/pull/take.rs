@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use millrace_protocol::chunk::{self, CHUNK_BYTES, ChainValue};
 use millrace_protocol::oci::Digest;
-use millrace_protocol::wire::message::{BlobNews, Cause, OpenBlob};
+use millrace_protocol::wire::message::{BlobNews, Cause, OpenBlob, Role};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::peer::{BlobStream, PeerError};
 use crate::store::Provenance;
@@ -24,6 +25,7 @@ use crate::upstream::Subject;
 
 use super::fill::Halt;
 use super::neighbours::{Hop, Neighbours};
+use super::pending::sleep_until;
 use super::rank::Rank;
 use super::refusal::{final_for, provenance_of};
 use super::sink::{Check, Sink};
@@ -41,6 +43,8 @@ pub(super) struct Take<'a> {
     pub(super) rank: Rank,
     /// Whether it is for a copy alone; when somebody waits for it, the hop is asked anew.
     pub(super) is_copy: bool,
+    /// Until when the hop has to say anything at all, if not for as long as any peer may be silent.
+    pub(super) heard_by: Option<Instant>,
 }
 
 /// How taking from one hop ended.
@@ -67,14 +71,16 @@ impl Take<'_> {
         hop: Hop,
         far: &mut mpsc::Receiver<u64>,
     ) -> Result<Ended, Halt> {
+        if hop.role != Role::Holder {
+            self.transfer.change(|state| state.waiting.begin(hop.peer));
+        }
         let ended = tokio::select! {
             ended = self.open(hop, far) => ended?,
             () = self.transfer.raised_above(self.rank) => Ended::Raised,
             () = self.transfer.awaited(), if self.is_copy => Ended::Raised,
         };
         if !matches!(ended, Ended::Complete) {
-            // Nobody has been told the size that the hop stated, and others may know better.
-            self.transfer.change(State::forget_if_empty);
+            self.transfer.change(State::leave_hop);
         }
         Ok(ended)
     }
@@ -89,7 +95,11 @@ impl Take<'_> {
             have: self.transfer.state().checked_chunks(),
             copy: self.is_copy,
         };
-        let news = match self.neighbours.peers.open(hop.peer, question).await {
+        let asked = tokio::select! {
+            asked = self.neighbours.peers.open(hop.peer, question) => asked,
+            () = sleep_until(self.heard_by) => Err(PeerError::Silent { peer: hop.peer }),
+        };
+        let news = match asked {
             Ok(news) => news,
             Err(error) => return Ok(self.passed_over(hop, &error)),
         };
@@ -107,9 +117,16 @@ impl Take<'_> {
         mut news: BlobStream,
         far: &mut mpsc::Receiver<u64>,
     ) -> Result<Ended, Halt> {
-        let opened = match self.is_copy {
-            true => self.neighbours.news_of_copy(hop, &mut news).await,
-            false => self.neighbours.news_in_time(hop, &mut news).await,
+        let silence = self.silence(news.delays());
+        let opened = async {
+            match self.is_copy {
+                true => self.neighbours.news_of_copy(hop, &mut news).await,
+                false => self.neighbours.news_in_time(hop, &mut news).await,
+            }
+        };
+        let opened = tokio::select! {
+            opened = opened => opened,
+            () = silence => Err(PeerError::Silent { peer: hop.peer }),
         };
         match opened {
             Ok(Some(BlobNews::Opened {
@@ -127,6 +144,15 @@ impl Take<'_> {
             // Anything else before that is not how the protocol goes.
             Ok(_) => Ok(Ended::PassedOver),
             Err(error) => Ok(self.passed_over(hop, &error)),
+        }
+    }
+
+    /// Resolves when the hop ought to have said something, and has not even said that it works.
+    async fn silence(self, mut delays: watch::Receiver<Cause>) {
+        tokio::select! {
+            biased;
+            _ = delays.changed() => std::future::pending().await,
+            () = sleep_until(self.heard_by) => {}
         }
     }
 
@@ -159,6 +185,9 @@ impl Take<'_> {
     /// Notes why a hop did not help; a refusal may be final for some of those who wait.
     fn passed_over(self, hop: Hop, error: &PeerError) -> Ended {
         self.neighbours.passed_over(hop, error);
+        if !error.is_broken_answer() {
+            self.transfer.change(|state| state.waiting.lose_hop());
+        }
         if let PeerError::Refused { refusal, .. } = error {
             let digest = self.transfer.digest;
             let failed = self.transfer.candidates().refuse(|origin| {

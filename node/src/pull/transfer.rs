@@ -4,6 +4,7 @@
 //! file moves no bytes; `fill` writes and `blob` reads.
 
 mod state;
+mod waiting;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +25,7 @@ use super::rank::Rank;
 use super::refusal;
 
 pub(super) use state::{Phase, State, Step, Supply};
+use waiting::Waiting;
 
 /// A range whose bytes are not expected within this time opens a segment of its own.
 const FAR: Duration = Duration::from_secs(5);

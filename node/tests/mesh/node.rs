@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::given::{Given, member};
 
-/// Time that nodes have to answer each other.
+/// Time that nodes have to answer each other, unless a test is about that.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A node without doors.
@@ -179,6 +179,10 @@ pub(crate) struct Settings {
     pub(crate) max_size: u64,
     /// How long a node may work on an answer without waiting for others.
     pub(crate) own_work: Duration,
+    /// How long a member may say nothing, and take to be connected with.
+    pub(crate) silence: Duration,
+    /// How long the nearest members have to say what they hold.
+    pub(crate) holds_patience: Duration,
     /// User and password for the upstream.
     pub(crate) login: Option<(String, String)>,
     /// How much a node asks of the upstream at a time.
@@ -191,6 +195,8 @@ impl Default for Settings {
             pull: pull::Config::default(),
             max_size: 256 * 1024 * 1024,
             own_work: peer::Config::default().own_work,
+            silence: PATIENCE,
+            holds_patience: PATIENCE,
             login: None,
             downloads: None,
         }
@@ -231,13 +237,15 @@ pub(super) async fn node(zone: &str, upstream: &str, settings: Settings) -> Node
     let members = Arc::new(Given::alone(identity.id(), zone));
     let config = peer::Config {
         own_work: settings.own_work,
+        connect_patience: settings.silence,
+        silence: settings.silence,
         ..patient()
     };
     let peers = Peers::bind(&config, &identity, members.clone(), &tasks).expect("binds");
     let cluster: Arc<dyn Members> = members.clone();
     let neighbours = Some((cluster, peers.clone()));
     let config = pull::Config {
-        holds_patience: PATIENCE,
+        holds_patience: settings.holds_patience,
         ..settings.pull
     };
     let puller = Puller::new(config, store.clone(), neighbours, &tasks);

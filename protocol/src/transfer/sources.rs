@@ -23,6 +23,15 @@ const FAILED_PAUSE: Duration = Duration::from_secs(2);
 /// Failures in a row after which a source is not tried again.
 pub(super) const MAX_FAILURES: u32 = 3;
 
+/// How long a source that lives and broke off its answer is left alone; doubled with each further
+/// time. Nobody else is asked meanwhile: a moment is enough to know, and others may wait for it too.
+pub(super) const BROKEN_PAUSE: Duration = Duration::from_millis(250);
+
+/// Answers in a row that a source may break off, however many chunks came of them: else one chunk of
+/// each would be all that ever comes. Fewer where none ever came.
+pub(super) const MAX_BROKEN: u32 = 3;
+pub(super) const MAX_BROKEN_BEFORE_ANY: u32 = 2;
+
 /// How often the others must have had nothing before a source that was slower is asked: its few
 /// chunks may take longer than they do.
 const SLOWER_IDLE: u32 = 4;
@@ -42,6 +51,10 @@ struct Conduct {
     /// Not to be asked before.
     paused_until: Option<Duration>,
     failures: u32,
+    /// How many answers it broke off in a row.
+    broken: u32,
+    /// Whether a chunk ever came of it.
+    has_given: bool,
     /// How often it had nothing new since a chunk last came from anybody.
     idle: u32,
     /// It sent a wrong chunk, or does not have the blob.
@@ -88,10 +101,17 @@ impl Sources {
 
     /// Notes that a source sent a chunk that was asked of it.
     pub(super) fn gave(&mut self, source: NodeId) {
-        self.conduct.entry(source).or_default().failures = 0;
+        let conduct = self.conduct.entry(source).or_default();
+        conduct.failures = 0;
+        conduct.has_given = true;
         self.conduct
             .values_mut()
             .for_each(|conduct| conduct.idle = 0);
+    }
+
+    /// Notes that a source gave all that it was asked for.
+    pub(super) fn gave_all(&mut self, source: NodeId) {
+        self.conduct.entry(source).or_default().broken = 0;
     }
 
     /// Leaves a source alone that had nothing new, or no free slot.
@@ -99,6 +119,7 @@ impl Sources {
         let conduct = self.conduct.entry(source).or_default();
         conduct.paused_until = Some(now + SLOW_PAUSE);
         conduct.idle += 1;
+        conduct.broken = 0;
     }
 
     /// Leaves a source alone that failed, in the end for good.
@@ -106,8 +127,22 @@ impl Sources {
         let conduct = self.conduct.entry(source).or_default();
         let pause = FAILED_PAUSE * 2_u32.pow(conduct.failures.min(MAX_FAILURES));
         conduct.failures += 1;
+        conduct.broken = 0;
         conduct.paused_until = Some(now + pause);
         conduct.banned |= conduct.failures >= MAX_FAILURES;
+    }
+
+    /// Leaves a source alone that lives and broke off its answer, soon for good.
+    pub(super) fn broke_off(&mut self, source: NodeId, now: Duration) {
+        let conduct = self.conduct.entry(source).or_default();
+        let most = match conduct.has_given {
+            true => MAX_BROKEN,
+            false => MAX_BROKEN_BEFORE_ANY,
+        };
+        let pause = BROKEN_PAUSE * 2_u32.pow(conduct.broken.min(MAX_BROKEN));
+        conduct.broken += 1;
+        conduct.paused_until = Some(now + pause);
+        conduct.banned |= conduct.broken >= most;
     }
 
     /// Does not ask a source again.
@@ -156,8 +191,11 @@ impl Sources {
 
     /// Returns whom to ask now, else when somebody may be: of those who had nothing new least often
     /// the first. Else two that wait for each other's chunks, or for this node's, would be asked in
-    /// turns for ever, and the last of the list never.
+    /// turns for ever, and the last of the list never. Who broke off its answer comes before all.
     pub(super) fn choose(&self, now: Duration) -> Choice {
+        if let Some(choice) = self.choose_broken(now) {
+            return choice;
+        }
         let mut earliest: Option<Duration> = None;
         let mut best: Option<(u32, NodeId)> = None;
         let quick_idle = self.idle_of_quick();
@@ -182,6 +220,20 @@ impl Sources {
             (None, Some(until)) => Choice::Pause(until),
             (None, None) => Choice::Exhausted,
         }
+    }
+
+    /// Returns when to ask the source that broke off its answer last, if one is still to be asked.
+    fn choose_broken(&self, now: Duration) -> Option<Choice> {
+        let broken = self.known.iter().find(|source| {
+            let conduct = self.conduct_of(source);
+            !conduct.banned && conduct.broken > 0
+        });
+        let source = broken?;
+        let until = self.conduct_of(source).paused_until;
+        Some(match until.filter(|until| *until > now) {
+            Some(until) => Choice::Pause(until),
+            None => Choice::Ask(*source, self.most(source)),
+        })
     }
 
     /// Returns how often those had nothing new that were not slower than others, the best of them,

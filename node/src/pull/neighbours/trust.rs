@@ -14,7 +14,7 @@ use crate::pull::metrics::{FoundOut, HopMetrics};
 /// How long a node that stated wrong content is not asked for content.
 const DISTRUST: Duration = Duration::from_secs(300);
 
-/// How long a node that stalled is not: it may only have been slow, and its disk may recover.
+/// How long a node that gave nothing is not: it may only have been slow, and its disk may recover.
 const STALL_PAUSE: Duration = Duration::from_secs(60);
 
 /// Most nodes that are distrusted at a time; more than a cluster has.
@@ -45,10 +45,10 @@ impl Trust {
         self.found_out.insert(peer, (until, FoundOut::wrong));
     }
 
-    /// Does not ask a node for content for a shorter while: it keeps this one waiting although it
-    /// lives.
+    /// Does not ask a node for content for a shorter while: it keeps this one waiting, or breaks off
+    /// its answers, although it lives.
     pub(in crate::pull) fn leave_alone(&self, peer: NodeId) {
-        tracing::warn!(peer.id = %peer.short(), "it stalls; not asked for a while");
+        tracing::warn!(peer.id = %peer.short(), "it lives and gives nothing; not asked for a while");
         self.metrics.count_left_alone(FoundOut::stalled);
         if self.is_given(&peer) {
             let until = Instant::now() + STALL_PAUSE;

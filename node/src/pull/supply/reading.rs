@@ -35,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// of nodes; longer would be lost where those who have been sent to each other have no good source.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 
+/// The same while this node has turned to another hop and nothing came since: whoever reads from it may
+/// be whom it waits for there.
+const ADRIFT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long the size of a blob is waited for that this node has just begun to take. Not longer: it
 /// may have been left by its own hop, and then look for sources among those who ask it.
 const SIZE_PATIENCE: Duration = Duration::from_secs(1);
@@ -92,6 +96,7 @@ async fn open(shared: &Shared, from: NodeId, question: &ReadChunks) -> Result<Re
         size,
         chunks: question.first..end.min(chunks),
         far: question.far,
+        from,
         copy: question.copy,
         _slot: slot,
     })
@@ -129,6 +134,8 @@ struct Reading {
     chunks: Range<u32>,
     /// Whether chunks may be given ahead of the chain.
     far: bool,
+    /// Who reads.
+    from: NodeId,
     /// Whether nobody waits for them.
     copy: bool,
     _slot: Held,
@@ -166,8 +173,9 @@ impl Reading {
                 wait_far(transfer, watch, &range).await
             }
             Content::Growing { transfer, watch } => {
-                let found = wait(watch, &range).await;
-                if matches!(found, Err(ChunkEvent::NotYet)) && !self.copy {
+                let found = wait(watch, &range, self.from).await;
+                let may_be_late = matches!(found, Err(ChunkEvent::NotYet)) && !self.copy;
+                if may_be_late && !is_in_vain(&transfer.state(), self.from) {
                     transfer.hurry(range.start, PATIENCE);
                 }
                 found
@@ -192,20 +200,46 @@ impl Reading {
     }
 }
 
-/// Waits until a range of a growing blob may be given away.
-async fn wait(watch: &mut watch::Receiver<State>, range: &Range<u64>) -> Result<Found, ChunkEvent> {
-    let here = |state: &State| is_checked(state, range) || is_over(state);
-    let patience = if watch.borrow().written.is_empty() {
-        FIRST_PATIENCE
-    } else {
-        PATIENCE
+/// Waits until a range of a growing blob may be given away, or this node turns to another hop; not
+/// where it waits for the reader itself.
+async fn wait(
+    watch: &mut watch::Receiver<State>,
+    range: &Range<u64>,
+    from: NodeId,
+) -> Result<Found, ChunkEvent> {
+    let (patience, was_adrift) = {
+        let state = watch.borrow();
+        (patience(&state), state.waiting.is_adrift())
     };
-    let waited = tokio::time::timeout(patience, watch.wait_for(here)).await;
-    let Ok(waited) = waited else {
+    let is_known = |state: &State| is_checked(state, range) || is_over(state);
+    let ends = |state: &State| {
+        let turns = state.waiting.is_adrift() && !was_adrift;
+        is_known(state) || turns || state.waiting.is_for(from)
+    };
+    let Ok(ended) = tokio::time::timeout(patience, watch.wait_for(ends)).await else {
         return Err(ChunkEvent::NotYet);
     };
-    let state = waited.map_err(|_| ChunkEvent::Absent)?;
+    let state = ended.map_err(|_| ChunkEvent::Absent)?;
+    if !is_known(&state) {
+        return Err(ChunkEvent::NotYet);
+    }
     find(&state, range, None)
+}
+
+/// Returns how long the next chunk is waited for.
+fn patience(state: &State) -> Duration {
+    if state.written.is_empty() {
+        FIRST_PATIENCE
+    } else if state.waiting.is_adrift() {
+        ADRIFT_PATIENCE
+    } else {
+        PATIENCE
+    }
+}
+
+/// Whether a reader is not to wait here long, because it may be waited for itself.
+fn is_in_vain(state: &State, from: NodeId) -> bool {
+    state.waiting.is_adrift() || state.waiting.is_for(from)
 }
 
 /// As [`wait`], also ahead of the chain, and asking again and again that the range be fetched now,
@@ -266,4 +300,63 @@ async fn read_all(file: &FileReader, range: Range<u64>) -> std::io::Result<Vec<B
         pieces.push(bytes);
     }
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READER: NodeId = NodeId::new([1; 32]);
+    const OTHER: NodeId = NodeId::new([2; 32]);
+    const ANOTHER: NodeId = NodeId::new([3; 32]);
+
+    /// The first chunk of a blob is here, which is taken through `hop`.
+    fn begun(hop: NodeId) -> watch::Sender<State> {
+        let state = watch::Sender::new(State::default());
+        state.send_modify(|state| {
+            state.learn_size(8 * CHUNK_BYTES);
+            state.written.insert(0..CHUNK_BYTES);
+            state.waiting.begin(hop);
+        });
+        state
+    }
+
+    /// Returns how long the second chunk is waited for in vain.
+    async fn waited(state: &watch::Sender<State>) -> Duration {
+        let began = Instant::now();
+        let chunk = CHUNK_BYTES..2 * CHUNK_BYTES;
+        let found = wait(&mut state.subscribe(), &chunk, READER).await;
+        assert!(matches!(found, Err(ChunkEvent::NotYet)));
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_kept_waiting_whom_this_node_waits_for() {
+        assert_eq!(waited(&begun(OTHER)).await, PATIENCE);
+        assert_eq!(waited(&begun(READER)).await, Duration::ZERO);
+        let state = begun(OTHER);
+        let later = Duration::from_millis(300);
+        let reading = async {
+            tokio::time::sleep(later).await;
+            state.send_modify(|state| state.waiting.read_from(READER));
+        };
+        let (waited, ()) = tokio::join!(waited(&state), reading);
+        assert_eq!(waited, later);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_long_for_a_node_that_has_turned_to_another_hop() {
+        let state = begun(OTHER);
+        let later = Duration::from_millis(300);
+        let turning = async {
+            tokio::time::sleep(later).await;
+            state.send_modify(|state| state.waiting.leave_hop());
+            state.send_modify(|state| state.waiting.begin(ANOTHER));
+        };
+        let (before, ()) = tokio::join!(waited(&state), turning);
+        assert_eq!(before, later);
+        assert_eq!(waited(&state).await, ADRIFT_PATIENCE);
+        state.send_modify(|state| state.waiting.get_on());
+        assert_eq!(waited(&state).await, PATIENCE);
+    }
 }

@@ -3,61 +3,25 @@
 //! Takers of a large blob form a chain: each reads from the one that came before it, so that every
 //! link carries the blob once in each direction and the time grows by one chunk per node, however
 //! many there are. Who is still there when one that came later has the blob is slow: nobody is sent to
-//! it any more, and it takes no slot from others. A small blob fits into the first answers: its takers form a
-//! flat tree instead. Bookkeeping only; no I/O.
+//! it any more, and it takes no slot from others. Who comes again has its former place, because others may
+//! have been sent to it. A small blob fits into the first answers: its takers form a flat tree instead.
+//! Bookkeeping only; no I/O.
+
+mod blob;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use millrace_protocol::chunk::CHUNK_BYTES;
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Digest;
 use parking_lot::Mutex;
 
-/// Up to this size a blob has no chain: the chain's delay would be all of its transfer.
-const SMALL_BYTES: u64 = 4 * CHUNK_BYTES;
-
-/// How many takers of a small blob are sent to the same source.
-const SMALL_FAN_OUT: usize = 8;
-
-/// Most readers of one large blob at a time: the first of the chain, and one that lost its place.
-const MAX_READERS: usize = 2;
-
-/// Most slow ones besides, of which each takes little of the link.
-const MAX_SLOW_READERS: usize = 4;
-
-/// Most readers of one small blob at a time.
-const MAX_SMALL_READERS: usize = 32;
-
-/// Most readers of one blob at a time for whom nobody waits.
-const MAX_COPIERS: usize = 1;
-
-/// Most other takers that one is sent to, the best first.
-const MAX_NAMED: usize = 3;
+use blob::{Blob, SMALL_BYTES};
 
 /// The takers of this node's blobs; clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Takers {
     blobs: Arc<Mutex<HashMap<Digest, Blob>>>,
-}
-
-#[derive(Debug, Default)]
-struct Blob {
-    /// In the order in which they came.
-    takers: Vec<Taker>,
-    readers: Vec<NodeId>,
-    /// Readers of what nobody waits for: beside the others, so that they take no place from them.
-    copiers: usize,
-}
-
-#[derive(Clone, Debug)]
-struct Taker {
-    node: NodeId,
-    zone: String,
-    /// Tells two openings by the same node apart.
-    ticket: u64,
-    /// One that came later has all of the blob.
-    is_slow: bool,
 }
 
 /// Someone who takes a blob; dropping it is leaving.
@@ -93,13 +57,7 @@ impl Takers {
         let mut blobs = self.blobs.lock();
         let blob = blobs.entry(*digest).or_default();
         let sources = blob.sources(node, zone, size);
-        let ticket = blob.takers.last().map_or(0, |last| last.ticket + 1);
-        blob.takers.push(Taker {
-            node,
-            zone: zone.to_owned(),
-            ticket,
-            is_slow: false,
-        });
+        let ticket = blob.enter(node, zone);
         let place = Place {
             takers: self.clone(),
             digest: *digest,
@@ -163,61 +121,10 @@ impl Takers {
         let mut blobs = self.blobs.lock();
         if let Some(blob) = blobs.get_mut(digest) {
             change(blob);
-            if blob.takers.is_empty() && blob.readers.is_empty() && blob.copiers == 0 {
+            if blob.is_deserted() {
                 blobs.remove(digest);
             }
         }
-    }
-}
-
-impl Blob {
-    /// Whether a node may read one time more than now.
-    fn has_slot(&self, node: NodeId, size: u64, is_copy: bool) -> bool {
-        if is_copy {
-            return self.copiers < MAX_COPIERS;
-        }
-        let is_slow = self.is_slow(node);
-        let limit = match is_slow {
-            true => MAX_SLOW_READERS,
-            false if size <= SMALL_BYTES => MAX_SMALL_READERS,
-            false => MAX_READERS,
-        };
-        let readers = self.readers.iter();
-        let readers = readers.filter(|reader| self.is_slow(**reader) == is_slow);
-        readers.count() < limit
-    }
-
-    fn is_slow(&self, node: NodeId) -> bool {
-        let mut openings = self.takers.iter().filter(|taker| taker.node == node);
-        openings.any(|taker| taker.is_slow)
-    }
-
-    fn sources(&self, node: NodeId, zone: &str, size: u64) -> Vec<NodeId> {
-        let others = |taker: &&Taker| taker.zone == zone && taker.node != node && !taker.is_slow;
-        let others: Vec<NodeId> = self
-            .takers
-            .iter()
-            .filter(others)
-            .map(|taker| taker.node)
-            .collect();
-        if size <= SMALL_BYTES {
-            let parent = others.len().checked_sub(SMALL_FAN_OUT);
-            return parent
-                .map(|behind| others[behind / SMALL_FAN_OUT])
-                .into_iter()
-                .collect();
-        }
-        others.into_iter().rev().take(MAX_NAMED).collect()
-    }
-
-    /// Returns the takers that came before a node, the latest first: reading only from them, no
-    /// two takers ever wait for each other.
-    fn before(&self, node: NodeId) -> Vec<NodeId> {
-        let own = self.takers.iter().position(|taker| taker.node == node);
-        let end = own.unwrap_or(self.takers.len());
-        let before = self.takers[..end].iter().rev();
-        let before = before.filter(|taker| !taker.is_slow);
-        before.take(MAX_NAMED).map(|taker| taker.node).collect()
     }
 }
 
@@ -231,17 +138,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let (ticket, has_whole) = (self.ticket, self.has_whole);
-        self.takers.leave(&self.digest, |blob| {
-            let place = blob.takers.iter().position(|taker| taker.ticket == ticket);
-            let Some(left) = place.map(|place| blob.takers.remove(place)) else {
-                return;
-            };
-            // In the order in which they came.
-            let before = blob.takers.iter_mut();
-            let before = before.take_while(|taker| taker.ticket < ticket);
-            let before = before.filter(|taker| taker.zone == left.zone);
-            before.for_each(|taker| taker.is_slow |= has_whole);
-        });
+        self.takers
+            .leave(&self.digest, |blob| blob.leave(ticket, has_whole));
     }
 }
 
@@ -261,6 +159,7 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use millrace_protocol::chunk::CHUNK_BYTES;
     use millrace_protocol::oci::Algorithm;
 
     const LARGE: u64 = 64 * CHUNK_BYTES;
@@ -285,6 +184,54 @@ mod tests {
         drop(second);
         let (_fourth, sources) = takers.enter(&digest(), node(4), "a", LARGE);
         assert_eq!(sources, [node(3), node(1)]);
+    }
+
+    #[test]
+    fn who_comes_again_is_sent_to_nobody_that_was_sent_to_it() {
+        let takers = Takers::default();
+        let enter = |number| takers.enter(&digest(), node(number), "a", LARGE);
+        let (_first, _) = enter(1);
+        let (second, _) = enter(2);
+        let (_third, sources) = enter(3);
+        assert_eq!(sources, [node(2), node(1)]);
+        drop(second);
+        let (second, sources) = enter(2);
+        assert_eq!(sources, [node(1)]);
+        assert_eq!(takers.before(&digest(), node(3)), [node(2), node(1)]);
+        // It may come again before it was seen to leave.
+        let (_again, sources) = enter(2);
+        drop(second);
+        assert_eq!(sources, [node(1)]);
+        assert_eq!(takers.before(&digest(), node(3)), [node(2), node(1)]);
+    }
+
+    #[test]
+    fn a_place_is_kept_only_while_somebody_is_behind_it() {
+        let takers = Takers::default();
+        let enter = |number| takers.enter(&digest(), node(number), "a", LARGE);
+        let (_first, _) = enter(1);
+        let (second, _) = enter(2);
+        let (third, _) = enter(3);
+        drop((second, third));
+        let (_fourth, sources) = enter(4);
+        assert_eq!(sources, [node(1)]);
+        let (_second, sources) = enter(2);
+        assert_eq!(sources, [node(4), node(1)]);
+    }
+
+    #[test]
+    fn who_has_left_reads_beside_the_others_no_more() {
+        let takers = Takers::default();
+        let enter = |number| takers.enter(&digest(), node(number), "a", LARGE);
+        let (first, _) = enter(1);
+        let (mut second, _) = enter(2);
+        let (_third, _) = enter(3);
+        second.told_whole();
+        drop(second);
+        drop(first);
+        let read = |number| takers.read(&digest(), node(number), LARGE, false);
+        let _readers = [read(3).expect("a slot"), read(4).expect("a slot")];
+        assert!(read(1).is_err(), "as slow it had a slot of its own");
     }
 
     #[test]

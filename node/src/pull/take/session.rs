@@ -149,7 +149,9 @@ impl<'a> Session<'a> {
                 Ok(()) = self.delays.changed() => self.handle_delay(),
                 (stream, event) = resolve(self.reading.as_mut()), if self.room.is_some() => {
                     self.reading = None;
-                    self.handle_event(stream, event);
+                    if let Some(ended) = self.handle_event(stream, event) {
+                        return Ok(ended);
+                    }
                 }
                 written = self.writes.next() => {
                     if let Some(ended) = self.handle_written(written).await? {
@@ -250,9 +252,11 @@ impl<'a> Session<'a> {
         let stretch = self.stretch.as_ref().map(|stretch| stretch.chunks().end);
         let end = stretch.unwrap_or(u32::MAX).min(self.end);
         let count = count.min(end.saturating_sub(first).max(1));
+        let transfer = self.take.transfer;
+        transfer.change(|state| state.waiting.read_from(source));
         let peers = self.take.neighbours.peers.clone();
         let question = ReadChunks {
-            digest: self.take.transfer.digest,
+            digest: transfer.digest,
             first,
             count,
             far: false,

@@ -17,6 +17,8 @@ use crate::pull::sink::Sink;
 use crate::pull::window::Window;
 use crate::store::{BlobFile, FileReader, Pin, Provenance};
 
+use super::Waiting;
+
 /// Bytes at the end of a blob that nobody gets before the digest is verified, so that a wrong
 /// body never completes. A blob of at most this size is verified before its headers leave.
 const HELD_BACK_BYTES: u64 = 64 * 1024;
@@ -39,6 +41,8 @@ pub(in crate::pull) struct State {
     pub(in crate::pull) far: FarChunks,
     /// Who is asked for bytes now.
     pub(in crate::pull) supply: Supply,
+    /// Which of them it waits for.
+    pub(in crate::pull) waiting: Waiting,
     /// Whether an upstream was asked.
     pub(in crate::pull) has_asked: bool,
     /// Whom it was taken from was found to be wrong: others may have the same of the same node, which is
@@ -183,8 +187,10 @@ impl State {
         self.segments.limit(size);
     }
 
-    /// Forgets what was stated of a blob of which no byte is here.
-    pub(in crate::pull) fn forget_if_empty(&mut self) {
+    /// Leaves a hop of which not all has come. What it stated of a blob of which no byte is here is
+    /// forgotten: nobody has been told, and others may know better.
+    pub(in crate::pull) fn leave_hop(&mut self) {
+        self.waiting.leave_hop();
         if self.written.is_empty() && self.window.is_none() {
             self.size = None;
             self.provenance.clear();
@@ -234,6 +240,7 @@ impl State {
     /// Records that a segment has come up to `position`.
     pub(in crate::pull) fn advance(&mut self, id: SegmentId, position: u64) {
         self.segments.advance(id, position, Instant::now());
+        self.waiting.get_on();
         self.phase = Phase::Flowing;
     }
 

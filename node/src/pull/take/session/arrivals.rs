@@ -21,14 +21,14 @@ use crate::pull::transfer::State;
 use super::{Session, next_event};
 
 impl Session<'_> {
+    /// Takes over what came of the source that is read. Returns how the session ends if it does.
     pub(super) fn handle_event(
         &mut self,
         stream: Option<ChunkStream>,
         event: Result<ChunkEvent, PeerError>,
-    ) {
-        let (Some(source), Some(room)) = (self.taking.reading(), self.room.take()) else {
-            return;
-        };
+    ) -> Option<Ended> {
+        let source = self.taking.reading()?;
+        let room = self.room.take()?;
         let now = self.began.elapsed();
         self.take.neighbours.metrics.count_retry(&event);
         match event {
@@ -64,9 +64,13 @@ impl Session<'_> {
             Err(PeerError::Crowded { .. }) => self.taking.handle_not_yet(now),
             Err(error) => {
                 tracing::debug!(peer.id = %source.short(), %error, "a source failed");
+                if error.is_broken_answer() {
+                    return self.handle_broken_off(source);
+                }
                 self.taking.handle_failed(now);
             }
         }
+        None
     }
 
     /// Takes over what came of a batch. Returns how the session ends if it does.

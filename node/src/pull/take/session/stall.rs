@@ -1,10 +1,11 @@
 //! How long a session waits: for a source that was asked, for check values that the hop owes, and for
-//! a hop that lives to get anywhere.
+//! a hop that lives to get anywhere; and what it thinks of a source that lives and gives nothing.
 //!
 //! Who is turned to instead is not decided here.
 
 use std::time::Duration;
 
+use millrace_protocol::node_id::NodeId;
 use millrace_protocol::wire::message::Cause;
 use tokio::time::Instant;
 
@@ -68,6 +69,18 @@ impl Session<'_> {
         }
         self.taking.handle_wrong(culprit);
         None
+    }
+
+    /// Leaves a source that lives and broke off its answer for a moment; one that does nothing else is
+    /// left by all takes of this node, or each hop and each blob would find it out anew. Returns how the
+    /// session ends if it does: those whom a hop has named may wait for this node.
+    pub(super) fn handle_broken_off(&mut self, source: NodeId) -> Option<Ended> {
+        self.taking.handle_broken_off(self.began.elapsed());
+        if !self.taking.is_banned(&source) {
+            return None;
+        }
+        self.take.neighbours.trust.leave_alone(source);
+        (source == self.hop.peer).then_some(Ended::PassedOver)
     }
 
     /// Leaves a hop that lives and says *not yet* and no more: its own hop, or its disk, may be stuck.
