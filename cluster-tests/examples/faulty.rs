@@ -16,7 +16,7 @@ use millrace::cli::{self, Cli, Command};
 use millrace::node::Node;
 use millrace::peer::{ChunkEvent, Handler, PeerManifest, PeerTag};
 use millrace::telemetry;
-use millrace_cluster_tests::node::Fault;
+use millrace_cluster_tests::node::{Fault, PANIC};
 use millrace_protocol::chunk::{CHUNK_BYTES, ChainHasher, ChainValue};
 use millrace_protocol::node_id::NodeId;
 use millrace_protocol::oci::Algorithm;
@@ -63,6 +63,7 @@ impl Handler for Faulty {
         question: OpenBlob,
     ) -> BoxStream<'static, Result<BlobNews, Refusal>> {
         let fault = self.fault;
+        assert!(fault != Fault::Panic, "{PANIC}");
         let news = self.own.open(from, question);
         news.filter_map(move |news| async move {
             match news {
@@ -79,6 +80,8 @@ impl Handler for Faulty {
         let events = self.own.read(from, question);
         let events = events.map(move |event| spoil_chunk(fault, event));
         match fault {
+            Fault::Break => stream::empty().boxed(),
+            Fault::BreakLate => events.take(1).boxed(),
             Fault::Stall => events.take(1).chain(stream::pending()).boxed(),
             _ => events.boxed(),
         }

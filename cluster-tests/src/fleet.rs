@@ -7,6 +7,7 @@
 //! [`crate::netns::Net`].
 //!
 //! ```text
+//! places    who is home or owner of what, and content that lies where a test wants it
 //! plan      how many nodes, their zones, weights and settings
 //! seen      the cluster as one node shows it
 //! scene     a fleet in front of a fake registry, as most tests want it
@@ -19,18 +20,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use millrace_protocol::node_id::NodeId;
-use millrace_protocol::oci::{Algorithm, Digest};
-use millrace_protocol::placement::{Key, Placement, Seat};
+use millrace_protocol::placement::Placement;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::condition::{eventually, patience, within};
-use crate::fake::noise;
 use crate::node::Node;
 
+mod places;
 mod plan;
 mod port;
 mod scene;
@@ -42,10 +41,6 @@ pub use port::free_cluster_address;
 pub use scene::Scene;
 pub use schedule::{Act, Fault, Step, schedule};
 pub use seen::{Seen, SeenMember};
-
-/// Contents that are tried until one lies where a test wants it; with 30 nodes one of them is at a
-/// given home with a probability of less than 10^-14 not found.
-const MOST_SEEDS: u64 = 1000;
 
 /// Nodes of one cluster; they end with the value.
 #[derive(Debug)]
@@ -121,85 +116,6 @@ impl Fleet {
         let all = 0..self.nodes.len();
         all.filter(|index| self.nodes[*index].is_running())
             .collect()
-    }
-
-    /// Returns the placement that everybody computes while `nodes` are the members.
-    pub fn placement(&self, nodes: &[usize]) -> Placement {
-        Placement::new(nodes.iter().map(|index| Seat {
-            id: self.ids[*index],
-            zone: self.zones[*index].clone(),
-            weight: self.weights[*index],
-        }))
-    }
-
-    /// Returns the home of `digest` while all running nodes are members.
-    ///
-    /// # Panics
-    /// When nobody owns anything.
-    pub fn home(&self, digest: &Digest) -> usize {
-        self.walk(digest)[0]
-    }
-
-    /// Returns the first nodes of the walk of `digest`, home first, over all running nodes.
-    pub fn walk(&self, digest: &Digest) -> Vec<usize> {
-        let placement = self.placement(&self.running());
-        let walk = placement.walk(Key::of_digest(digest));
-        walk.map(|id| self.index(id)).collect()
-    }
-
-    /// Returns a tag of a repository of the upstream `fake` that begins with `name` and whose home is
-    /// `home`, while all running nodes are members.
-    ///
-    /// # Panics
-    /// When the node owns nothing.
-    pub fn tag_of_home(&self, home: usize, repository: &str, name: &str) -> String {
-        let placement = self.placement(&self.running());
-        let repository = repository.parse().expect("a name");
-        let mut tags = (0..MOST_SEEDS).map(|number| format!("{name}-{number}"));
-        let is_wanted = |tag: &String| {
-            let tag = tag.parse().expect("a tag");
-            let mut walk = placement.walk(Key::of_tag(scene::UPSTREAM, &repository, &tag));
-            walk.next() == Some(self.id(home))
-        };
-        tags.find(is_wanted)
-            .expect("one of many tags has its home there")
-    }
-
-    /// Returns the owners of `digest` in `zone`, first the one that is asked first.
-    pub fn owners(&self, zone: &str, digest: &Digest) -> Vec<usize> {
-        let placement = self.placement(&self.running());
-        let owners = placement.owners(zone, Key::of_digest(digest));
-        owners.map(|id| self.index(id)).collect()
-    }
-
-    /// Makes content of `size` bytes whose home is `home`, while all running nodes are members.
-    ///
-    /// # Panics
-    /// When the node owns nothing.
-    pub fn content_of_home(&self, home: usize, size: usize) -> (Digest, Bytes) {
-        self.content_where(size, |walk| walk[0] == home)
-    }
-
-    /// Makes content of `size` bytes whose walk over all running nodes is as wanted.
-    ///
-    /// # Panics
-    /// When there is no such content among many.
-    pub fn content_where(
-        &self,
-        size: usize,
-        is_wanted: impl Fn(&[usize]) -> bool,
-    ) -> (Digest, Bytes) {
-        let placement = self.placement(&self.running());
-        for seed in 0..MOST_SEEDS {
-            let content = noise(seed, size);
-            let digest = Digest::of(Algorithm::Sha256, &content);
-            let walk = placement.walk(Key::of_digest(&digest));
-            let walk: Vec<usize> = walk.map(|id| self.index(id)).collect();
-            if is_wanted(&walk) {
-                return (digest, content);
-            }
-        }
-        panic!("no content of {MOST_SEEDS} lies where the test wants it");
     }
 
     /// Waits until every running node sees exactly the running nodes, and suspects none.
@@ -350,6 +266,17 @@ impl Fleet {
         let chosen = self.nodes.iter_mut().enumerate();
         let chosen = chosen.filter(|(index, _)| nodes.contains(index));
         try_join_all(chosen.map(|(_, node)| node.restart())).await?;
+        Ok(())
+    }
+
+    /// Starts nodes again as [`Fleet::restart`] does, and waits only until they run.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn relaunch(&mut self, nodes: &[usize]) -> Result<()> {
+        let chosen = self.nodes.iter_mut().enumerate();
+        let chosen = chosen.filter(|(index, _)| nodes.contains(index));
+        try_join_all(chosen.map(|(_, node)| node.relaunch())).await?;
         Ok(())
     }
 

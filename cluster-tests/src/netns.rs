@@ -16,7 +16,7 @@
 //! It needs root. What it made it removes when it is dropped, also by a panic; what a killed test
 //! left behind is removed by the next. The addresses are those that RFC 2544 sets aside for tests.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -115,8 +115,8 @@ impl Net {
 
     /// Returns the address of the test itself as hosts of `site` reach it over `data0`: where
     /// upstreams listen. Its link is not limited, and no packet to it crosses the WAN.
-    pub fn upstream_address(&self, site: usize) -> IpAddr {
-        self.data_address(site, 254).into()
+    pub fn upstream_address(&self, site: usize) -> Ipv4Addr {
+        self.data_address(site, 254)
     }
 
     /// Returns what lies between the two sites.
@@ -191,7 +191,11 @@ impl Net {
             "link add bridge type bridge\nlink set bridge up\n",
         )?;
         let step = u8::try_from(MAX_SITES).expect("a small number");
-        let slot = (0..SLOTS - 1).step_by(step.into()).find(|slot| {
+        let mut slots = (0..SLOTS - 1).step_by(step.into());
+        let slot = slots.find(|slot| {
+            if is_being_removed(*slot) {
+                return false;
+            }
             let link = format!("mrdoor{slot}");
             let words = [
                 "link", "add", &link, "type", "veth", "peer", "name", "test", "netns",
@@ -218,7 +222,7 @@ impl Net {
                 "link add bridge type bridge\naddr add {address}/24 dev bridge\nlink set bridge up\n"
             ),
         )?;
-        let link = format!("mrdata{}", usize::from(self.slot) + site);
+        let link = data_link(self.slot, site);
         let test = self.data_address(site, 254);
         ip_batch(
             None,
@@ -276,6 +280,18 @@ impl Drop for Net {
             let _ = ip(&["netns", "del", &namespace]);
         }
     }
+}
+
+/// Returns the name of the test's own link to a site.
+fn data_link(slot: u8, site: usize) -> String {
+    format!("mrdata{}", usize::from(slot) + site)
+}
+
+/// Whether links of the network that had this slot are still there: the kernel takes down what is in a
+/// removed namespace later, and in any order.
+fn is_being_removed(slot: u8) -> bool {
+    let mut links = (0..MAX_SITES).map(|site| data_link(slot, site));
+    links.any(|link| ip(&["link", "show", &link]).is_ok())
 }
 
 /// Removes namespaces of tests that were killed before they could do it themselves.
@@ -412,6 +428,22 @@ mod tests {
         assert_eq!(net.wan().carried_bytes() - before, 33);
         net.wan().cut(true);
         assert_eq!(reaches(&left, &right, NEVER), None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_slot_is_left_alone_until_the_links_of_its_last_network_are_gone() -> Result<()> {
+        // So many networks at a time that one has this slot are never there.
+        let slot = SLOTS - 1 - u8::try_from(MAX_SITES)?;
+        for link in [data_link(slot, 0), data_link(slot, 1)] {
+            assert!(!is_being_removed(slot), "{link}");
+            ip(&[
+                "link", "add", &link, "type", "veth", "peer", "name", "mrpeer",
+            ])?;
+            let is_seen = is_being_removed(slot);
+            ip(&["link", "del", &link])?;
+            assert!(is_seen, "{link}");
+        }
         Ok(())
     }
 

@@ -24,9 +24,11 @@ use crate::trace::{self, Trace};
 mod builder;
 mod fault;
 mod kept;
+mod panics;
 
+pub(crate) use builder::HOST_PORT;
 pub use builder::NodeBuilder;
-pub use fault::Fault;
+pub use fault::{Fault, PANIC};
 pub use kept::is_damaged;
 
 /// A node, running or stopped.
@@ -40,6 +42,8 @@ pub struct Node {
     traced: bool,
     address: SocketAddr,
     debug: SocketAddr,
+    /// Whether the test knows of its panics; they fail any other.
+    may_panic: bool,
     owned: Option<TempDir>,
 }
 
@@ -77,6 +81,7 @@ impl Node {
             traced: builder.traced,
             address,
             debug,
+            may_panic: false,
             owned: None,
         })
     }
@@ -88,12 +93,26 @@ impl Node {
 
     /// Starts the process and waits until it is ready.
     async fn launch(&mut self) -> Result<()> {
+        self.launch_until("/readyz").await
+    }
+
+    /// Starts the process again as [`Node::restart`] does, and waits only until it tells its state.
+    ///
+    /// # Errors
+    /// When it tells nothing within the patience.
+    pub async fn relaunch(&mut self) -> Result<()> {
+        self.kill();
+        self.launch_until("/status").await
+    }
+
+    /// Starts the process and waits until `path` is answered 200 at the operators' door.
+    async fn launch_until(&mut self, path: &str) -> Result<()> {
         self.launch_unready()?;
         let debug = self.debug;
         let process = self.process.as_mut().context("the node was started")?;
         process
             .ready(async || {
-                let answer = Request::get("/readyz").send(debug).await;
+                let answer = Request::get(path).send(debug).await;
                 answer
                     .is_ok_and(|answer| answer.status() == 200)
                     .then_some(())

@@ -208,8 +208,8 @@ impl Upstream {
     }
 
     /// Returns its URL for those who reach this machine by `address`.
-    pub fn url_at(&self, address: IpAddr) -> String {
-        let address = SocketAddr::new(address, self.address.port());
+    pub fn url_at(&self, address: impl Into<IpAddr>) -> String {
+        let address = SocketAddr::new(address.into(), self.address.port());
         format!("{}://{address}", self.scheme)
     }
 

@@ -12,7 +12,7 @@ use std::io::Write as _;
 
 use super::{Fleet, Parts, free_cluster_address};
 use crate::netns::Host;
-use crate::node::{Node, NodeBuilder};
+use crate::node::{HOST_PORT, Node, NodeBuilder};
 
 /// Every node joins by the addresses of so many others; the rest it learns from them.
 pub(super) const SEEDS: usize = 3;
@@ -125,25 +125,52 @@ impl Plan {
     /// # Errors
     /// When one does not start.
     pub async fn boot(&self) -> Result<Fleet> {
+        let parts = self.parts()?;
+        let nodes = self.builders(&parts).into_iter().map(NodeBuilder::start);
+        let nodes: Vec<Node> = try_join_all(nodes).await?;
+        Fleet::assemble(self, nodes, parts).await
+    }
+
+    /// Starts all nodes at once and waits only until they run: clients may come before the nodes
+    /// have met. For nodes on hosts of their own, where nobody else can have taken a port.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub async fn launch(&self) -> Result<Fleet> {
+        let parts = self.parts()?;
+        let nodes = self.builders(&parts).into_iter().map(NodeBuilder::launch);
+        let nodes: Vec<Node> = try_join_all(nodes).await?;
+        Fleet::assemble(self, nodes, parts).await
+    }
+
+    /// Returns where clients of nodes on hosts of their own will be answered.
+    pub fn doors(&self) -> Vec<SocketAddr> {
+        let hosts = self.hosts.iter().take(self.size);
+        hosts.map(|host| (host.door(), HOST_PORT).into()).collect()
+    }
+
+    /// Makes what is there before the nodes are.
+    fn parts(&self) -> Result<Parts> {
         let folder = tempfile::Builder::new()
             .prefix("millrace-fleet-")
             .tempdir()?;
         write_secret(&folder.path().join(SECRET), &[DEFAULT_SECRET])?;
         let addresses = (0..self.size).map(|index| self.address(index));
-        let parts = Parts {
+        Ok(Parts {
             addresses: addresses.collect::<Result<_>>()?,
             folder,
-        };
-        let nodes = (0..self.size).map(|index| {
+        })
+    }
+
+    /// Returns what each node is started with.
+    fn builders(&self, parts: &Parts) -> Vec<NodeBuilder> {
+        let builder = |index: usize| {
+            let own = parts.addresses[index];
             let seeds = parts.addresses.iter().take(SEEDS + 1).copied();
-            let seeds = seeds
-                .filter(|seed| *seed != parts.addresses[index])
-                .take(SEEDS);
-            self.node(index, parts.addresses[index], seeds, parts.folder())
-                .start()
-        });
-        let nodes: Vec<Node> = try_join_all(nodes).await?;
-        Fleet::assemble(self, nodes, parts).await
+            let seeds = seeds.filter(|seed| *seed != own).take(SEEDS);
+            self.node(index, own, seeds, parts.folder())
+        };
+        (0..self.size).map(builder).collect()
     }
 
     /// Returns where node `index` is to listen for members.

@@ -1,14 +1,14 @@
 //! A fleet in front of a fake registry, as most tests want it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use bytes::Bytes;
 use millrace_protocol::oci::Digest;
 
 use super::{Fleet, Plan};
 use crate::fake::{Fake, Image, assert_whole};
-use crate::http::Request;
+use crate::http::{End, Request};
 use crate::load::crowd::{self, Client, Pulled};
 use crate::netns::Net;
 
@@ -51,10 +51,8 @@ impl Scene {
     /// # Errors
     /// When one does not start.
     pub async fn on(net: &Net, plan: Plan) -> Result<Self> {
-        let IpAddr::V4(address) = net.upstream_address(0) else {
-            bail!("hosts have IPv4 addresses");
-        };
-        Self::before(Fake::start_at(address).await?, plan.on(net.hosts())).await
+        let fake = Fake::start_at(net.upstream_address(0)).await?;
+        Self::before(fake, plan.on(net.hosts())).await
     }
 
     /// Adds a blob to the upstream and returns the path by which nodes serve it.
@@ -74,6 +72,20 @@ impl Scene {
     /// When the node does not serve it whole and right.
     pub async fn pull(&self, node: usize, path: &str, content: &Bytes) -> Result<Pulled> {
         crowd::pull(self.fleet.node(node).address(), path, content).await
+    }
+
+    /// Asks a node for a blob, and demands that it gives no other one as if that were whole.
+    ///
+    /// # Errors
+    /// When the node does not answer, or gives a wrong blob to its end.
+    pub async fn pull_right_or_not(&self, node: usize, path: &str, content: &Bytes) -> Result<()> {
+        let answer = self.fleet.node(node).send(Request::get(path)).await?;
+        let is_whole = answer.status() == 200 && answer.end == End::Complete;
+        ensure!(
+            !is_whole || answer.body == *content,
+            "node {node} gave a wrong blob"
+        );
+        Ok(())
     }
 
     /// Begins to pull a blob through a node.

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::net::TcpStream;
 
+use crate::condition::eventually;
 use crate::http::{End, Exchange, Request};
 
 /// What a client saw that got everything.
@@ -133,6 +135,17 @@ impl Client {
             self.start.elapsed()
         )
     }
+}
+
+/// Waits until somebody takes connections at `address`; answers may still be long in coming.
+///
+/// # Panics
+/// When nobody does within the patience.
+pub async fn opened(address: SocketAddr) {
+    eventually("connections are taken", async || {
+        TcpStream::connect(address).await.is_ok()
+    })
+    .await;
 }
 
 /// Pulls `path` from `address` and compares the body with `content`.

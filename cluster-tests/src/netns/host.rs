@@ -1,7 +1,7 @@
 //! One host of a network: its links, what is limited and dropped there.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
@@ -102,6 +102,18 @@ impl Host {
     /// When nsenter is missing.
     pub fn command(&self, command: &Command) -> Result<Command> {
         command::inside(&self.namespace, command)
+    }
+
+    /// Gives the host another address on its link to the others, usable at once.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn add_address(&self, address: Ipv6Addr) -> Result<()> {
+        let (namespace, address) = (&self.namespace, format!("{address}/64"));
+        // Nobody else has it, so nobody needs to be asked first.
+        let add = ["addr", "add", &address, "dev", "data0", "nodad"];
+        ip(&[&["-6", "-n", namespace][..], &add].concat())?;
+        Ok(())
     }
 
     /// Runs `work` on this host, as a program there would: sockets that it opens are the host's.

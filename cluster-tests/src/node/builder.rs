@@ -16,7 +16,7 @@ use crate::process::free_address;
 const START_ATTEMPTS: usize = 5;
 
 /// Where a node on a host of its own answers clients.
-const HOST_PORT: u16 = 5000;
+pub(crate) const HOST_PORT: u16 = 5000;
 
 /// Where a node on a host of its own shows metrics and status.
 const HOST_DEBUG_PORT: u16 = 5001;
@@ -52,6 +52,24 @@ impl NodeBuilder {
     /// When a key on the way holds something that is not a section.
     #[must_use]
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
+        let (section, key) = self.section(path);
+        section.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Takes back what was set at `path`.
+    ///
+    /// # Panics
+    /// As [`NodeBuilder::set`].
+    #[must_use]
+    pub fn unset(mut self, path: &str) -> Self {
+        let (section, key) = self.section(path);
+        section.remove(key);
+        self
+    }
+
+    /// Finds the section and the key in it that `path` names.
+    fn section<'a>(&mut self, path: &'a str) -> (&mut Map<String, Value>, &'a str) {
         let mut keys: Vec<&str> = path.split('/').collect();
         let last = keys.pop().expect("split yields at least one part");
         let mut section = &mut self.settings;
@@ -61,8 +79,7 @@ impl NodeBuilder {
                 .as_object_mut()
                 .expect("a section of the configuration");
         }
-        section.insert(last.to_owned(), value.into());
-        self
+        (section, last)
     }
 
     /// Configures the upstream `name` at `url`.
@@ -142,6 +159,19 @@ impl NodeBuilder {
         }
         let mut node = Node::prepare(&self, &folder)?;
         node.launch().await?;
+        Ok(node.keep(folder))
+    }
+
+    /// Starts the node and waits only until it tells its state: it may not yet have met the others.
+    ///
+    /// # Errors
+    /// When the program is missing, ends at once, or tells nothing within the patience.
+    pub async fn launch(self) -> Result<Node> {
+        let folder = tempfile::Builder::new()
+            .prefix("millrace-node-")
+            .tempdir()?;
+        let mut node = Node::prepare(&self, &folder)?;
+        node.relaunch().await?;
         Ok(node.keep(folder))
     }
 

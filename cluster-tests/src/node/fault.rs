@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail};
 
+/// What a node of the fault [`Fault::Panic`] panics with.
+pub const PANIC: &str = "this node has the fault of panicking";
+
 /// How a node's answers to other nodes differ from those of a sound one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -13,6 +16,10 @@ pub enum Fault {
     Flip,
     /// One chunk is sent of those that were asked for, then nothing more; the node stays alive.
     Stall,
+    /// Each answer with chunks is ended before the first one.
+    Break,
+    /// Each is ended behind the first chunk.
+    BreakLate,
     /// Every value of a chain is wrong.
     Chain,
     /// Nothing is told of a chain, nor of its end.
@@ -23,18 +30,23 @@ pub enum Fault {
     Longer,
     /// A blob is stated to be one chunk shorter than it is.
     Shorter,
+    /// Whoever is to answer what a blob is panics.
+    Panic,
 }
 
 impl Fault {
     /// All there are.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Flip,
         Self::Stall,
+        Self::Break,
+        Self::BreakLate,
         Self::Chain,
         Self::NoChain,
         Self::Content,
         Self::Longer,
         Self::Shorter,
+        Self::Panic,
     ];
 
     /// Returns the word by which the faulty node is told.
@@ -42,11 +54,14 @@ impl Fault {
         match self {
             Self::Flip => "flip",
             Self::Stall => "stall",
+            Self::Break => "break",
+            Self::BreakLate => "break-late",
             Self::Chain => "chain",
             Self::NoChain => "no-chain",
             Self::Content => "content",
             Self::Longer => "longer",
             Self::Shorter => "shorter",
+            Self::Panic => "panic",
         }
     }
 }
