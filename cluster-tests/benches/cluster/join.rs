@@ -1,4 +1,6 @@
-//! A node that comes to a cluster full of blobs, and whose clients want all of them.
+//! A node that comes to a cluster full of blobs and manifests, and whose clients want all of them.
+//!
+//! Manifests are asked for by digest: of a tag whose home has changed the upstream is asked by right.
 
 use std::time::Instant;
 
@@ -17,6 +19,9 @@ use crate::options::Options;
 const NODES: usize = 8;
 const BLOB_BYTES: usize = 64 * 1024;
 
+/// One content in so many is the manifest of an image, with a layer of its own.
+const PER_IMAGE: u64 = 8;
+
 /// Clients at a time.
 const CLIENTS: usize = 16;
 
@@ -26,7 +31,7 @@ struct Joined {
     upstream_requests: usize,
     /// From the start of its process until everybody sees it.
     seconds_to_join: f64,
-    /// For all blobs through the new node.
+    /// For all of them through the new node.
     seconds_to_pull: f64,
 }
 
@@ -34,7 +39,7 @@ struct Joined {
 pub(crate) async fn measure(options: &Options) -> Result<Vec<Figure>> {
     let runs = Runs::of_fleets(options.runs(), async |turn| join(options, turn).await).await?;
     let work = format!(
-        "node {} joins {NODES} that hold {} blobs",
+        "node {} joins {NODES} that hold {} blobs and manifests",
         NODES + 1,
         options.held_blobs()
     );
@@ -55,7 +60,7 @@ pub(crate) async fn measure(options: &Options) -> Result<Vec<Figure>> {
             Target::None,
         ),
         figure(
-            "all blobs through it",
+            "all of them through it",
             |run| run.seconds_to_pull,
             Unit::Seconds,
             Target::None,
@@ -70,17 +75,14 @@ async fn join(options: &Options, turn: Turn) -> Result<(Joined, Shares)> {
         .set("log/level", "warn");
     let mut fleet = plan.start().await?;
     let seeds = (0..options.held_blobs()).map(|number| turn.number * 1_000_000 + number);
-    let blobs: Vec<(String, Bytes)> = seeds
-        .map(|seed| noise(seed, BLOB_BYTES))
-        .map(|blob| (Scene::path(&fake.add_blob("app", blob.clone())), blob))
-        .collect();
-    pull_all(&fleet, &blobs, |number| number % NODES).await?;
+    let held: Vec<(String, Bytes)> = seeds.map(|seed| add(&fake, seed)).collect();
+    pull_all(&fleet, &held, |number| number % NODES).await?;
     let before = fake.records().len();
     let (moment, start) = (Moment::now()?, Instant::now());
     let joined = fleet.join(&plan).await?;
     fleet.agree().await;
     let seconds_to_join = start.elapsed().as_secs_f64();
-    pull_all(&fleet, &blobs, |_| joined).await?;
+    pull_all(&fleet, &held, |_| joined).await?;
     Ok((
         Joined {
             upstream_requests: fake.records().len() - before,
@@ -91,15 +93,26 @@ async fn join(options: &Options, turn: Turn) -> Result<(Joined, Shares)> {
     ))
 }
 
-/// Pulls each blob once, through the node that `node` names for its number, and compares it.
+/// Adds a blob, or an image, and returns a path by which nodes serve what was added, and its bytes.
+fn add(fake: &Fake, seed: u64) -> (String, Bytes) {
+    let blob = noise(seed, BLOB_BYTES);
+    if !seed.is_multiple_of(PER_IMAGE) {
+        return (Scene::path(&fake.add_blob("app", blob.clone())), blob);
+    }
+    let image = fake.add_image("app", &seed.to_string(), &[blob]);
+    let path = format!("/v2/fake/app/manifests/{}", image.manifest);
+    (path, image.manifest_bytes)
+}
+
+/// Pulls each content once, through the node that `node` names for its number, and compares it.
 async fn pull_all(
     fleet: &Fleet,
-    blobs: &[(String, Bytes)],
+    held: &[(String, Bytes)],
     node: impl Fn(usize) -> usize,
 ) -> Result<()> {
-    let pulls = blobs.iter().enumerate().map(|(number, (path, blob))| {
+    let pulls = held.iter().enumerate().map(|(number, (path, content))| {
         let door = fleet.node(node(number)).address();
-        crowd::pull(door, path, blob)
+        crowd::pull(door, path, content)
     });
     let pulls = stream::iter(pulls).buffer_unordered(CLIENTS);
     pulls.try_for_each(async |_| Ok(())).await
