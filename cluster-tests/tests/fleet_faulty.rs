@@ -6,12 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
 use futures_util::future::join_all;
 use millrace_cluster_tests::condition::eventually;
 use millrace_cluster_tests::fake::{Gate, Image, Then, When, noise};
 use millrace_cluster_tests::fleet::{Fleet, Plan, Scene};
-use millrace_cluster_tests::http::{End, Request};
 use millrace_cluster_tests::load::crowd::{all, stampede};
 use millrace_cluster_tests::node::{Fault, is_damaged};
 use millrace_protocol::oci::Digest;
@@ -101,7 +99,7 @@ async fn the_faulty_one_is_avoided(scene: &Scene) -> Result<()> {
             .fleet
             .content_where(BLOB + 1 + node, |walk| walk[0] == FAULTY);
         let path = scene.add(&content);
-        ends_right_or_not_at_all(scene, node, &path, &content).await?;
+        scene.pull_right_or_not(node, &path, &content).await?;
         scene.fleet.committed(node).await;
         let distrusted = distrusted(scene, node).await?;
         ensure!(
@@ -158,7 +156,7 @@ async fn no_pull_completes_wrongly(fault: Fault) -> Result<()> {
     let scene = Scene::start(with_a_faulty_one(fault)).await?;
     let (_, content) = scene.fleet.content_of_home(FAULTY, BLOB);
     let path = scene.add(&content);
-    join_all(SOUND.map(|node| ends_right_or_not_at_all(&scene, node, &path, &content)))
+    join_all(SOUND.map(|node| scene.pull_right_or_not(node, &path, &content)))
         .await
         .into_iter()
         .collect::<Result<Vec<()>>>()
@@ -171,21 +169,6 @@ async fn no_pull_completes_wrongly(fault: Fault) -> Result<()> {
     all(pulled).with_context(|| format!("{fault:?}, again"))?;
     nothing_wrong_is_kept(&scene).await?;
     the_faulty_one_is_avoided(&scene).await
-}
-
-async fn ends_right_or_not_at_all(
-    scene: &Scene,
-    node: usize,
-    path: &str,
-    content: &Bytes,
-) -> Result<()> {
-    let answer = scene.fleet.node(node).send(Request::get(path)).await?;
-    let is_whole = answer.status() == 200 && answer.end == End::Complete;
-    ensure!(
-        !is_whole || answer.body == *content,
-        "node {node} gave a wrong blob"
-    );
-    Ok(())
 }
 
 #[tokio::test]
@@ -349,7 +332,7 @@ async fn a_holder_finds_out_that_its_disk_has_changed_a_blob_and_drops_it() -> R
     let file = damage(&scene, FAULTY, &digest)?;
     scene.fleet.restart(&[FAULTY]).await?;
     scene.fleet.agree().await;
-    let pulls = SOUND.map(|node| ends_right_or_not_at_all(&scene, node, &path, &content));
+    let pulls = SOUND.map(|node| scene.pull_right_or_not(node, &path, &content));
     for ended in join_all(pulls).await {
         ended?;
     }

@@ -49,10 +49,11 @@ async fn what_is_cold_and_what_another_node_has_cost_no_question() -> Result<()>
     scene.fleet.kill(4);
     scene.fleet.agree().await;
     in_sync(&scene.fleet).await;
-    scene.fake.stop().await;
     let before = questions(&scene.fleet).await?;
+    let asked = scene.fake.records().len();
     scene.pull(walk[1], &path, &content).await?;
     assert_eq!(questions(&scene.fleet).await?, before);
+    assert_eq!(scene.fake.records().len(), asked, "the upstream is asked");
     Ok(())
 }
 

@@ -75,7 +75,7 @@ impl Apart {
         net.wan().set_round_trip(ROUND_TRIP);
         net.refuse_tcp(&PROMPT, &[LATE])?;
         let first = SocketAddr::from((net.hosts()[FIRST].data(), 5050));
-        let words = Late::to(first, net.upstream_address(1)).await?;
+        let words = Late::to(first, net.upstream_address(1).into()).await?;
         let fake = Fake::start_at(Ipv4Addr::UNSPECIFIED).await?;
         fake.on(When::get("/blobs/"), Then::healthy().rate(SLOW));
         let port = fake.address().port();

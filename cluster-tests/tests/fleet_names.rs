@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use millrace_cluster_tests::fake::{Fake, noise, sha256};
 use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_cluster_tests::load::crowd::pull;
@@ -80,10 +80,7 @@ async fn a_name_leads_to_everybody_who_is_at_one_of_its_addresses() -> Result<()
     let service: Vec<IpAddr> = (0..3).map(ip).collect();
     let names = NameServer::start(&net.hosts()[4], SERVICE, &service).await?;
     let server = names.address();
-    let IpAddr::V4(upstream) = net.upstream_address(0) else {
-        bail!("hosts have IPv4 addresses");
-    };
-    let fake = Fake::start_at(upstream).await?;
+    let fake = Fake::start_at(net.upstream_address(0)).await?;
     let plan = Fleet::of(3).on(net.hosts()).upstream("fake", &fake.url());
     let plan = plan.each(move |index, node| match index {
         3 => {
@@ -115,14 +112,43 @@ async fn a_name_leads_to_everybody_who_is_at_one_of_its_addresses() -> Result<()
 }
 
 #[tokio::test]
+async fn nodes_whose_name_has_ipv6_addresses_only_meet_over_ipv6() -> Result<()> {
+    let net = Net::of(4).await?;
+    let ip = |host: u16| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1 + host);
+    for (number, host) in (0..).zip(&net.hosts()[..3]) {
+        host.add_address(ip(number))?;
+    }
+    let service = [ip(0), ip(1), ip(2)].map(IpAddr::from);
+    let names = NameServer::start(&net.hosts()[3], SERVICE, &service).await?;
+    let server = names.address();
+    let plan = Fleet::of(3).on(net.hosts()).each(move |_, node| {
+        node.name_server(server)
+            .set("cluster/listen", "[::]:5050")
+            .set("cluster/join", vec![format!("dns:{SERVICE}:5050")])
+            .unset("cluster/advertise")
+    });
+    let scene = Scene::on(&net, plan).await?;
+    let content = noise(1, MIB);
+    let path = scene.add(&content);
+    for node in 0..3 {
+        scene.pull(node, &path, &content).await?;
+        let status = scene.fleet.node(node).status().await?;
+        let members = status["cluster"]["members"].as_array().cloned();
+        for member in members.context("it shows members")? {
+            let address = member["addresses"][0].to_string();
+            ensure!(address.contains("[fd00::"), "reached at {address}");
+        }
+    }
+    assert_eq!(scene.fake.count("GET", "/blobs/"), 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_silent_name_server_keeps_no_node_from_joining_by_another_address() -> Result<()> {
     let net = Net::of(3).await?;
     net.hosts()[2].block_udp()?;
     let silent = net.hosts()[2].data();
-    let IpAddr::V4(upstream) = net.upstream_address(0) else {
-        bail!("hosts have IPv4 addresses");
-    };
-    let fake = Fake::start_at(upstream).await?;
+    let fake = Fake::start_at(net.upstream_address(0)).await?;
     let known = format!("{}:5050", net.hosts()[0].data());
     let plan = Fleet::of(1).on(net.hosts()).upstream("fake", &fake.url());
     let plan = plan.each(move |index, node| match index {
@@ -153,10 +179,7 @@ async fn a_node_that_nobody_answers_goes_on_alone_in_time() -> Result<()> {
     let net = Net::of(2).await?;
     net.split(&[0], &[1])?;
     let own = net.hosts()[0].data();
-    let IpAddr::V4(upstream) = net.upstream_address(0) else {
-        bail!("hosts have IPv4 addresses");
-    };
-    let fake = Fake::start_at(upstream).await?;
+    let fake = Fake::start_at(net.upstream_address(0)).await?;
     // One is silent, one refuses, and one is no name.
     let silent = format!("{}:5050", net.hosts()[1].data());
     let join = [
