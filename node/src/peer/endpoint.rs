@@ -45,6 +45,10 @@ const SHARE_BYTES: (u64, u64) = (1024 * 1024, 32 * 1024 * 1024);
 /// A connection without any packet for so long is lost.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// What a round trip is taken for before one was measured. A first packet that was lost is sent again after
+/// three times as long; with quinn's 333 ms that is when a dial is given up.
+const FIRST_ROUND_TRIP: Duration = Duration::from_millis(100);
+
 /// Keeps the connection, and the way through a firewall, while nothing is asked.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
@@ -101,6 +105,7 @@ pub(super) fn transport() -> Arc<TransportConfig> {
         .receive_window(FIRST_WINDOW_BYTES.into())
         .send_window(FIRST_WINDOW_BYTES.into())
         .mtu_discovery_config(Some(discovery))
+        .initial_rtt(FIRST_ROUND_TRIP)
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .allow_spin(false);

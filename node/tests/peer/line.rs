@@ -1,4 +1,4 @@
-//! A line to a node over UDP, which carries no more of what that node sends than it is told to.
+//! A line to a node over UDP, which loses what it is told to lose.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,10 +18,12 @@ pub(crate) struct Line {
     _tasks: JoinSet<()>,
 }
 
-/// Bytes on the way back, headers included.
+/// Bytes on the way back, headers included, and what is lost.
 #[derive(Default)]
 struct Carried {
     bytes: AtomicU64,
+    /// So many packets are still to be lost on their way there.
+    lost_there: AtomicU64,
     /// Behind so many packets are lost.
     most: AtomicU64,
 }
@@ -45,7 +47,12 @@ impl Line {
         }
     }
 
-    /// Carries everything from now on.
+    /// Loses the next `packets` on their way there.
+    pub(crate) fn lose_there(&self, packets: u64) {
+        self.carried.lost_there.store(packets, Ordering::Relaxed);
+    }
+
+    /// Carries everything back from now on.
     pub(crate) fn open(&self) {
         self.carried.most.store(u64::MAX, Ordering::Relaxed);
     }
@@ -64,6 +71,7 @@ async fn carry(front: Arc<UdpSocket>, back: Arc<UdpSocket>, carried: Arc<Carried
         tokio::select! {
             Ok((size, from)) = front.recv_from(&mut there) => {
                 asker = Some(from);
+                if carried.is_lost_there() { continue }
                 // A packet that cannot be sent is lost.
                 let _ = back.send(&there[..size]).await;
             }
@@ -76,6 +84,14 @@ async fn carry(front: Arc<UdpSocket>, back: Arc<UdpSocket>, carried: Arc<Carried
 }
 
 impl Carried {
+    fn is_lost_there(&self) -> bool {
+        let relaxed = Ordering::Relaxed;
+        let lost = self
+            .lost_there
+            .fetch_update(relaxed, relaxed, |left| left.checked_sub(1));
+        lost.is_ok()
+    }
+
     fn admit(&self, size: usize) -> bool {
         let admits = self.bytes.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed);
         if admits {

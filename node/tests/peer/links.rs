@@ -11,6 +11,7 @@ use millrace_protocol::wire::frame;
 use tokio::time::Instant;
 
 use super::fake::{Blob, Node, eventually, introduce, member, quick};
+use super::line::Line;
 use super::{CHUNK, all_news, ask, open, pair};
 
 #[tokio::test]
@@ -113,6 +114,22 @@ async fn a_blocked_peer_costs_its_delay_once() {
 
     a.members.set(vec![a.member(), entry(b.address(), 1)]);
     eventually("the new address is tried", || a.peers.is_reachable(&b.id)).await;
+    ask(&a, b.id).await.expect("answered");
+}
+
+#[tokio::test]
+async fn a_dial_outlives_the_loss_of_its_first_packets() {
+    let config = Config {
+        connect_patience: Duration::from_secs(2),
+        ..quick()
+    };
+    let (a, b) = (Node::start(&config), Node::start(&quick()));
+    let line = Line::to(b.address(), u64::MAX).await;
+    a.members
+        .set(vec![a.member(), member(b.id, 1, line.address)]);
+    b.members.set(vec![a.member(), b.member()]);
+    // The first one, and a second try of two.
+    line.lose_there(3);
     ask(&a, b.id).await.expect("answered");
 }
 
