@@ -173,7 +173,8 @@ impl Peers {
     /// Asks `peer` which contents it has: one answer for each digest, in their order.
     ///
     /// # Errors
-    /// [`PeerError`]; `Silent` after `patience`, whatever the reason.
+    /// [`PeerError`]; `Silent` after `patience`, whatever the reason, or after four times as long where
+    /// there was no connection and none came about.
     /// # Cancel safety
     /// As [`Peers::open`].
     pub async fn holds(

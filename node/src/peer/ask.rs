@@ -251,14 +251,22 @@ fn tag(answer: Answer) -> Option<PeerTag> {
     }
 }
 
-/// Asks which contents a peer has, and waits no longer than `patience` in all; half of it for a free
-/// stream, whose lack says nothing of the peer.
+/// How many times longer a connection may take than the answer on it: it is made once, with handshakes at
+/// both ends, while each question needs an answer.
+const DIAL_SHARE: u32 = 4;
+
+/// Asks which contents a peer has, and waits no longer than `patience`; half of it for a free stream, whose
+/// lack says nothing of the peer. Where there is no connection yet, four times as long for that before.
 pub(super) async fn holds(
     links: &Arc<Links>,
     peer: NodeId,
     question: AskHolds,
     patience: Duration,
 ) -> Result<Vec<Holding>, PeerError> {
+    let silent = || PeerError::Silent { peer };
+    let link = links.link(peer)?;
+    let connected = timeout(patience * DIAL_SHARE, links.connect(&link)).await;
+    connected.map_err(|_| silent())??;
     let expected = question.digests.len();
     let asking = async {
         let question = Question::Holds(question);
@@ -269,7 +277,7 @@ pub(super) async fn holds(
         }
     };
     let asked = timeout(patience, asking).await;
-    asked.unwrap_or(Err(PeerError::Silent { peer }))
+    asked.unwrap_or_else(|_| Err(silent()))
 }
 
 /// Asks how long ago the upstream answered out of a repository that has some content.
