@@ -30,13 +30,19 @@ use tokio::sync::watch;
 /// A patience with members that makes a test short; a home has twice as long.
 const HOP_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long the members of a test may work by themselves.
+/// How long the members of a test may work by themselves, and what a busy disk does not need for all that
+/// a node stores.
 const OWN_WORK: Duration = Duration::from_millis(500);
+const BUSY_DISK: Duration = Duration::from_secs(3);
 
 /// A node whose home for everything behaves as `liar` says.
 async fn before(liar: Liar) -> (Mesh, Peers) {
+    before_with(liar, HOP_PATIENCE).await
+}
+
+async fn before_with(liar: Liar, hop_patience: Duration) -> (Mesh, Peers) {
     let pull = pull::Config {
-        hop_patience: HOP_PATIENCE,
+        hop_patience,
         ..pull::Config::default()
     };
     let settings = Settings {
@@ -131,20 +137,22 @@ async fn a_home_that_has_the_beginning_and_nothing_more_is_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_home_that_is_slow_and_gets_on_is_not_left() {
+    /// A home has twice as long, which is more than each pause and less than all of them together.
+    const PATIENCE: Duration = Duration::from_secs(3);
+    const PAUSE: Duration = Duration::from_millis(1200);
     let bytes = noise(1, 6);
     let (pace, paced) = watch::channel(0);
     let liar = Liar {
         pace: Some(paced),
         ..Liar::honest(&bytes)
     };
-    let (mesh, _home) = before(liar).await;
+    let (mesh, _home) = before_with(liar, PATIENCE).await;
     let digest = mesh.content.add(bytes.clone());
     let node = &mesh.nodes[0];
     let flow = async {
         for chunks in 1..=6 {
-            // Shorter than a home may bring nothing, which all of them together are not.
             let since = Instant::now();
-            eventually(|| since.elapsed() > HOP_PATIENCE).await;
+            eventually(|| since.elapsed() > PAUSE).await;
             pace.send_replace(chunks);
         }
     };
@@ -223,9 +231,9 @@ async fn a_taker_is_not_left_for_what_it_got_behind_its_part() {
     assert_eq!(mesh.gets("/blobs/"), 1);
 }
 
-async fn busy_with_themselves() -> Mesh {
+async fn busy_with_themselves(own_work: Duration) -> Mesh {
     let settings = Settings {
-        own_work: OWN_WORK,
+        own_work,
         ..Settings::default()
     };
     let mesh = Mesh::strangers_with(&["a"; 3], settings).await;
@@ -235,7 +243,7 @@ async fn busy_with_themselves() -> Mesh {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_home_whose_disk_hangs_says_so() {
-    let mesh = busy_with_themselves().await;
+    let mesh = busy_with_themselves(OWN_WORK).await;
     let bytes = noise(1, 2);
     let digest = mesh.content.add(bytes.clone());
     let order = mesh.by_walk(&digest);
@@ -248,7 +256,7 @@ async fn a_home_whose_disk_hangs_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_home_that_waits_for_its_upstream_is_not_stuck() {
-    let mesh = busy_with_themselves().await;
+    let mesh = busy_with_themselves(BUSY_DISK).await;
     let bytes = noise(1, 2);
     let digest = mesh.content.add(bytes.clone());
     let manifest = mesh.content.add(b"{}".to_vec());
@@ -258,7 +266,7 @@ async fn a_home_that_waits_for_its_upstream_is_not_stuck() {
     let began = Instant::now();
     let later = async {
         // Far longer than anybody may be busy with himself.
-        eventually(|| began.elapsed() > OWN_WORK * 6).await;
+        eventually(|| began.elapsed() > BUSY_DISK * 2).await;
         open.send_replace(true);
     };
     let blobs = mesh.nodes.iter().map(|node| node.pull(&digest));

@@ -99,14 +99,16 @@ async fn begin(address: SocketAddr, secret: &str, silence: Silence) -> Wire {
     wire
 }
 
-/// Says this much and nothing more; returns what the node said, and when it closed.
+/// Says this much and nothing more; returns what the node said, and how long after that it closed.
 async fn fall_silent(address: SocketAddr, secret: &str, silence: Silence) -> (usize, Duration) {
-    let start = Instant::now();
-    let said = match silence {
-        Silence::Unheard => rest(&mut connect(address).await).await,
-        _ => begin(address, secret, silence).await.rest().await,
-    };
-    (said.len(), start.elapsed())
+    if matches!(silence, Silence::Unheard) {
+        let mut stream = connect(address).await;
+        let silent = Instant::now();
+        return (rest(&mut stream).await.len(), silent.elapsed());
+    }
+    let mut wire = begin(address, secret, silence).await;
+    let silent = Instant::now();
+    (wire.rest().await.len(), silent.elapsed())
 }
 
 async fn connect(address: SocketAddr) -> TcpStream {

@@ -71,7 +71,7 @@ pub(crate) struct Node {
 pub(crate) fn quick() -> Config {
     Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        silence: Duration::from_millis(900),
+        silence: Duration::from_secs(2),
         pending: Duration::from_millis(100),
         question_patience: Duration::from_secs(2),
         stall: Duration::from_millis(700),

@@ -24,7 +24,7 @@ async fn fallbacks_stand_in_order_for_a_primary_that_fails() {
         let first = Fake::start(|_| Reply::new(404, "")).await;
         let second = Fake::start(|_| manifest()).await;
         let keys = format!(
-            "username: u, password: p, timeouts: {{response: 200ms}}, fallback: ['{}', '{}']",
+            "username: u, password: p, timeouts: {{response: 1s}}, fallback: ['{}', '{}']",
             first.url(),
             second.url()
         );
