@@ -31,13 +31,11 @@ use crate::node::Node;
 
 mod places;
 mod plan;
-mod port;
 mod scene;
 mod schedule;
 mod seen;
 
 pub use plan::{Plan, SECRET, write_secret};
-pub use port::free_cluster_address;
 pub use scene::Scene;
 pub use schedule::{Act, Fault, Step, schedule};
 pub use seen::{Seen, SeenMember};

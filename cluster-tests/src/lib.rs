@@ -17,6 +17,7 @@
 //! node       a `millrace` process: start, restart, kill, metrics, status
 //! fleet      several nodes that are one cache
 //! http       a raw HTTP/1.1 client that shows how a body ended
+//! port       addresses that stay free while nobody listens on them
 //! condition  waiting for something to become true
 //! load       clients, rivals and meters of the benchmarks
 //! process    a child process, its log, its end
@@ -44,6 +45,7 @@ pub mod load;
 pub mod netns;
 pub mod node;
 pub mod pki;
+pub mod port;
 pub mod process;
 pub mod processes;
 pub mod proxy;

@@ -5,7 +5,7 @@
 //! know what the child is for.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -186,18 +186,6 @@ pub async fn run(command: &Command, limit: Duration) -> Result<String> {
         output.status
     );
     Ok(text)
-}
-
-/// Returns a loopback address whose port was free a moment ago.
-///
-/// Another process may take it before the caller does: who starts a server retries with another.
-///
-/// # Errors
-/// When no port is free.
-pub fn free_address() -> Result<SocketAddr> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
-    Ok(listener.local_addr()?)
 }
 
 /// Returns the address by which this machine leaves it; no packet is sent.

@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::component;
-use crate::process::{Process, free_address};
+use crate::port::free_address;
+use crate::process::Process;
 
 /// A running proxy.
 #[derive(Debug)]

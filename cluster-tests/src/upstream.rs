@@ -21,7 +21,8 @@ use crate::component;
 use crate::condition::{patience, within};
 use crate::http::Request;
 use crate::image::{Image, ROOT_NAME};
-use crate::process::{self, Process, free_address};
+use crate::port::free_address;
+use crate::process::{self, Process};
 
 pub use access::Access;
 
@@ -288,7 +289,8 @@ impl Upstream {
     }
 
     /// Waits until the log holds everything that was answered before: the registry writes a line
-    /// after the answer, so a request of our own is sent until its line is there.
+    /// after the answer, so the line of a request of our own is waited for, and then those that it may
+    /// have overtaken.
     async fn flush_log(&self) -> Result<()> {
         let marks =
             |accesses: &[Access]| accesses.iter().filter(|access| access.path == MARK).count();
@@ -298,7 +300,14 @@ impl Upstream {
             (marks(&self.logged_accesses()) > before).then_some(())
         })
         .await
-        .context("the registry does not log its requests")
+        .context("the registry does not log its requests")?;
+        within(patience(), async || {
+            let lines = self.logged_accesses().len();
+            tokio::time::sleep(QUIET).await;
+            (self.logged_accesses().len() == lines).then_some(())
+        })
+        .await
+        .context("the registry does not stop logging")
     }
 
     fn logged_accesses(&self) -> Vec<Access> {
@@ -319,6 +328,9 @@ impl Upstream {
 
 /// A path that nobody else asks for.
 const MARK: &str = "/millrace-tests/mark";
+
+/// For how long a log grows no more that holds everything.
+const QUIET: Duration = Duration::from_millis(100);
 
 async fn write_htpasswd(path: &Path, login: &Login) -> Result<()> {
     let mut command = Command::new(component::find("htpasswd")?);

@@ -14,7 +14,8 @@ use millrace_cluster_tests::http::{Answer, Request};
 use millrace_cluster_tests::image::Image;
 use millrace_cluster_tests::node::{Node, NodeBuilder};
 use millrace_cluster_tests::pki::Pki;
-use millrace_cluster_tests::process::{free_address, run};
+use millrace_cluster_tests::port::free_address;
+use millrace_cluster_tests::process::run;
 use millrace_cluster_tests::upstream::Upstream;
 use tempfile::TempDir;
 

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::State;
 use super::connection;
 use super::tls::Tls;
+use crate::port::free_address;
 
 /// A listening fake; dropping it ends all connections.
 #[derive(Debug)]
@@ -19,15 +20,18 @@ pub(super) struct Server {
 }
 
 impl Server {
+    /// Listens on `address`, or where its port is 0 on one that stays free while the fake is stopped.
     pub(super) async fn start(
-        address: SocketAddr,
+        mut address: SocketAddr,
         tls: Option<Tls>,
         state: Arc<State>,
     ) -> Result<Self> {
+        if address.port() == 0 {
+            address.set_port(free_address()?.port());
+        }
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("listening on {address}"))?;
-        let address = listener.local_addr()?;
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, tls, state));
         Ok(Self { address, tasks })

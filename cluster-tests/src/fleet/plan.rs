@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 use futures_util::future::try_join_all;
 use std::io::Write as _;
 
-use super::{Fleet, Parts, free_cluster_address};
+use super::{Fleet, Parts};
 use crate::netns::Host;
 use crate::node::{HOST_PORT, Node, NodeBuilder};
+use crate::port::free_address;
 
 /// Every node joins by the addresses of so many others; the rest it learns from them.
 pub(super) const SEEDS: usize = 3;
@@ -177,7 +178,7 @@ impl Plan {
     pub(super) fn address(&self, index: usize) -> Result<SocketAddr> {
         match self.hosts.get(index) {
             Some(host) => Ok((host.data(), HOST_CLUSTER_PORT).into()),
-            None => free_cluster_address(),
+            None => free_address(),
         }
     }
 

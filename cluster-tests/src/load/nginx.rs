@@ -13,7 +13,8 @@ use tempfile::TempDir;
 use crate::component;
 use crate::condition::{patience, within};
 use crate::http::Request;
-use crate::process::{Process, free_address};
+use crate::port::free_address;
+use crate::process::Process;
 
 /// Starts with another port, when somebody took it between choosing and binding.
 const START_ATTEMPTS: usize = 5;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Fault, Node};
 use crate::netns::Host;
-use crate::process::free_address;
+use crate::port::free_address;
 
 /// Starts with other ports, when somebody took one between choosing and binding.
 const START_ATTEMPTS: usize = 5;
