@@ -252,6 +252,11 @@ impl Net {
 
     /// Lets packets to the other site go through the WAN.
     async fn join_sites(&mut self) -> Result<()> {
+        for site in [0, 1] {
+            // Else the line, which knows IPv4 alone, would count what the kernel says in IPv6 by itself.
+            let quiet = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6";
+            self.in_site(site, quiet)?;
+        }
         let wan = Wan::between(&self.site(0), &self.site(1)).await?;
         for (here, there) in [(0, 1), (1, 0)] {
             let network = self.data_address(there, 0);
@@ -260,11 +265,17 @@ impl Net {
                 Some(&namespace),
                 &format!("route add {network}/24 dev wan0\n"),
             )?;
-            let mut forward = Command::new("sh");
-            forward.args(["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
-            command::run(&command::inside(&namespace, &forward)?)?;
+            self.in_site(here, "echo 1 > /proc/sys/net/ipv4/ip_forward")?;
         }
         self.wan = Some(wan);
+        Ok(())
+    }
+
+    /// Runs a line of shell in the namespace of a site.
+    fn in_site(&self, site: usize, line: &str) -> Result<()> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]);
+        command::run(&command::inside(&self.site(site), &shell)?)?;
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ const MIB: usize = 1024 * 1024;
 /// A node that has half of a blob, and whose client has left.
 async fn half_full() -> Result<(Scene, Digest, Gate)> {
     let scene = Scene::of(Fake::start().await?, |node| {
-        node.set("http/draintimeout", "2s")
+        node.set("http/draintimeout", "5s")
     })
     .await?;
     let digest = scene.fake.add_blob("app", noise(1, 16 * MIB));

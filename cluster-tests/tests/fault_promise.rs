@@ -20,6 +20,7 @@ async fn scene() -> Result<Scene> {
 
 /// Stops the upstream and lets the node notice.
 async fn take_away(scene: &Scene) -> Result<()> {
+    scene.settle().await;
     scene.fake.stop().await;
     let unknown = sha256(b"never seen");
     let answer = scene.send(scene.blob("app", &unknown)).await?;
@@ -119,7 +120,7 @@ async fn what_the_upstream_has_lost_meanwhile_is_not_promised() -> Result<()> {
 /// Lets the upstream refuse all that `when` matches, and the node notice by `request`.
 async fn limit(scene: &Scene, when: When, body: &str, request: Request) -> Result<()> {
     let limit = Canned::status(429)
-        .header("Retry-After", "2")
+        .header("Retry-After", "6")
         .body(body.to_owned());
     scene.fake.on(when.first(1), Then::answer(limit));
     let answer = scene.send(request).await?;

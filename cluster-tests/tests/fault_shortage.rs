@@ -131,7 +131,8 @@ async fn a_node_that_cannot_accept_says_so_once_and_once_when_it_can_again() -> 
         assert!(answer.is_err(), "{answer:?}");
     }
     let said = |words: &str| scene.node.log().matches(words).count();
-    assert_eq!(said("cannot accept connections"), 1);
+    let begun = async || said("cannot accept connections") == 1;
+    eventually("the log says so", begun).await;
     assert_eq!(said("connections are accepted again"), 0);
     drop(starved);
     scene.pull("app", "latest", &image).await?;

@@ -15,7 +15,7 @@ const END: usize = usize::MAX;
 
 /// Lets a node keep an image, then part of a blob, and returns what it did to its files.
 async fn recorded() -> Result<Trace> {
-    let traced = |node: NodeBuilder| node.traced().set("http/draintimeout", "1s");
+    let traced = |node: NodeBuilder| node.traced().set("http/draintimeout", "3s");
     let mut scene = Scene::with(traced).await?;
     let layers = [noise(1, 3 * MIB), noise(2, 1_000)];
     let image = scene.fake.add_image("team/app", "1", &layers);
