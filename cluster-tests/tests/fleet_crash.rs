@@ -12,14 +12,14 @@ use millrace_cluster_tests::load::crowd::{Client, all, stampede};
 
 const MIB: usize = 1 << 20;
 
-/// The blob on its way when something happens takes three seconds from the upstream.
-const BLOB: usize = 24 * MIB;
-const RATE: u64 = 8 << 20;
+/// The blob on its way when something happens takes four seconds from the upstream.
+const BLOB: usize = 16 * MIB;
+const RATE: u64 = 4 << 20;
 
 /// What a client has when it happens.
-const BEGUN: usize = 6 * MIB;
+const BEGUN: usize = 4 * MIB;
 
-/// What a home may have of a blob that it has not passed on, and what is on its way to it.
+/// What a home may have of a blob that it has not passed on, and what is on its way to it: half a second.
 const IN_HANDS: usize = 2 * MIB;
 
 /// What the system goes on taking from the upstream for a process that hangs, until its buffers are full.
@@ -66,8 +66,8 @@ async fn the_home_is_killed_mid_blob() -> Result<()> {
 async fn what_a_taker_had_of_a_home_that_dies_late_does_not_leave_the_upstream_again() -> Result<()>
 {
     // After longer than hops are tried without a byte: 8 s.
-    const SLOW: u64 = 2 << 20;
-    const LATE: usize = 18 * MIB;
+    const SLOW: u64 = 5 << 18;
+    const LATE: usize = 12 * MIB;
     let mut scene = Scene::start(Fleet::of(4)).await?;
     scene
         .fake

@@ -230,30 +230,30 @@ impl Apart {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_that_ask_each_other_keep_no_client_waiting_and_fetch_twice_at_most() -> Result<()> {
     let mut apart = Apart::start(HEAVY).await?;
     apart.begin().await;
     // The late node takes for the changed one's what is its own for all others.
     let [heavy, light] = apart.placements(LIGHT);
     let by = [&heavy, &light];
-    let mut blobs = apart.blobs(12, [CHANGING, LATE], by);
-    blobs.extend(apart.blobs(6, [CHANGING, FIRST], by));
+    let mut blobs = apart.blobs(6, [CHANGING, LATE], by);
+    blobs.extend(apart.blobs(3, [CHANGING, FIRST], by));
     apart.change(LIGHT, by).await?;
     let before = (apart.asked(LATE).await?, apart.asked(CHANGING).await?);
     apart.pull(&blobs).await?;
     apart.expect_apart(by).await?;
     apart.expect_bodies(&blobs, 2)?;
     let after = (apart.asked(LATE).await?, apart.asked(CHANGING).await?);
-    // The late node has nobody else to ask, and the changed one only for six blobs.
+    // The late node has nobody else to ask, and the changed one only for three blobs.
     ensure!(
-        after.0 > before.0 && after.1 - before.1 > 6.0,
+        after.0 > before.0 && after.1 - before.1 > 3.0,
         "they did not ask each other: {before:?}, {after:?}"
     );
     apart.expect_agreement(&blobs, &light).await
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_that_both_are_home_keep_no_client_waiting_and_fetch_twice_at_most() -> Result<()>
 {
     let mut apart = Apart::start(LIGHT).await?;
@@ -261,8 +261,8 @@ async fn two_nodes_that_both_are_home_keep_no_client_waiting_and_fetch_twice_at_
     let [light, heavy] = apart.placements(HEAVY);
     // What the late node takes for its own, and for another's, is the changed one's for all others.
     let by = [&light, &heavy];
-    let mut blobs = apart.blobs(12, [LATE, CHANGING], by);
-    blobs.extend(apart.blobs(6, [FIRST, CHANGING], by));
+    let mut blobs = apart.blobs(6, [LATE, CHANGING], by);
+    blobs.extend(apart.blobs(3, [FIRST, CHANGING], by));
     apart.change(HEAVY, by).await?;
     apart.pull(&blobs).await?;
     apart.expect_apart(by).await?;

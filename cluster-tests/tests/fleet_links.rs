@@ -25,7 +25,7 @@ use tokio::time::timeout;
 const MIB: usize = 1 << 20;
 
 /// The links of a fleet in which one host has a slow one, in bits per second.
-const QUICK_LINK: u64 = 100_000_000;
+const QUICK_LINK: u64 = 50_000_000;
 const SLOW_LINK: u64 = 2_000_000;
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context as _, Result, ensure};
+use millrace_cluster_tests::condition::eventually;
 use millrace_cluster_tests::fleet::{Fleet, Scene};
 use millrace_cluster_tests::node::{Fault, PANIC};
 use serde_json::Value;
@@ -47,12 +48,14 @@ fn told(scene: &Scene) -> Result<Vec<Value>> {
 
 /// Demands that the panicking node has logged and counted the same number of panics, one or more.
 async fn logged_and_counted(scene: &Scene) -> Result<Vec<Value>> {
-    let told = told(scene)?;
+    // It is counted first: where from a panic came may take seconds to find.
     let counted = scene.fleet.node(PANICKING).metric(PANICS, &[]).await?;
-    ensure!(
-        !told.is_empty() && counted == Some(told.len() as f64),
-        "{counted:?} counted of {told:#?}"
-    );
+    ensure!(counted.is_some_and(|counted| counted > 0.0), "{counted:?}");
+    eventually("as many are logged as are counted", async || {
+        told(scene).is_ok_and(|told| Some(told.len() as f64) == counted)
+    })
+    .await;
+    let told = told(scene)?;
     for line in &told {
         assert_eq!(line["level"], "ERROR", "{line}");
         assert_eq!(line["panic.message"], PANIC, "{line}");

@@ -16,6 +16,10 @@ const MIB: usize = 1 << 20;
 /// What a home may have of a blob that it has not passed on, and what is on its way to it.
 const IN_HANDS: u64 = 2 << 20;
 
+/// At which an upstream sends, so that this is what comes in half a second, which is long for a word that
+/// a node leaves.
+const SLOW: u64 = 2 * IN_HANDS;
+
 /// The repository of tags.
 const TAGGED: &str = "team/app";
 
@@ -32,10 +36,10 @@ fn blobs(fake: &Fake, seeds: std::ops::Range<u64>, size: usize) -> Vec<(String, 
 
 #[tokio::test]
 async fn nodes_join_and_leave_under_load() -> Result<()> {
-    // On its way for half a second, so that every change meets one.
-    const SIZE: usize = 6 * MIB;
+    // On its way for longer than half a second, so that every change meets one.
+    const SIZE: usize = 3 * MIB;
     let fake = Fake::start().await?;
-    fake.on(When::get("/blobs/"), Then::healthy().rate(12 << 20));
+    fake.on(When::get("/blobs/"), Then::healthy().rate(SLOW));
     let plan = Fleet::of(4).upstream("fake", &fake.url());
     let mut fleet = plan.start().await?;
     let staying = fleet.doors(&[0, 1, 2]);
@@ -71,11 +75,11 @@ async fn nodes_join_and_leave_under_load() -> Result<()> {
 async fn a_home_that_leaves_fetches_nothing_more_for_those_who_go_elsewhere() -> Result<()> {
     const HOME: usize = 3;
     let mut scene = Scene::start(Fleet::of(4)).await?;
-    let (_, content) = scene.fleet.content_of_home(HOME, 24 * MIB);
+    let (_, content) = scene.fleet.content_of_home(HOME, 8 * MIB);
     let path = scene.add(&content);
     scene
         .fake
-        .on(When::get("/blobs/"), Then::healthy().rate(12 << 20));
+        .on(When::get("/blobs/"), Then::healthy().rate(SLOW));
     let clients = scene.clients(&[0, 1, 2], 2);
     let pulls = async { all(stampede(clients, &path, &content).await) };
     let change = async {
@@ -115,7 +119,7 @@ async fn a_node_that_comes_back_with_another_weight_gets_its_share_and_no_pull_n
     const CHANGED: usize = 3;
     const NODES: [usize; 4] = [0, 1, 2, CHANGED];
     // On its way while the node leaves, and while it comes back.
-    const LONG: usize = 32 * MIB;
+    const LONG: usize = 16 * MIB;
     let mut scene = Scene::start(Fleet::of(4)).await?;
     let held = blobs(&scene.fake, 0..24, MIB / 2);
     for (number, (path, content)) in held.iter().enumerate() {
@@ -126,7 +130,7 @@ async fn a_node_that_comes_back_with_another_weight_gets_its_share_and_no_pull_n
         let (digest, long) = scene.fleet.content_of_home(CHANGED, size);
         let path = scene.add(&long);
         let digest = digest.to_string();
-        let slow = Then::healthy().rate(8 << 20);
+        let slow = Then::healthy().rate(SLOW);
         scene.fake.on(When::get(&digest), slow);
         let clients = scene.clients(&[0, 1, 2], 2);
         let pulls = async { all(stampede(clients, &path, &long).await) };

@@ -30,8 +30,9 @@ const SLOW: u64 = 4 << 20;
 const BLOB: usize = 16 * MIB;
 const BEFORE_CUT: usize = 4 * MIB;
 
-/// Shorter than anybody is silent before others take it for dead.
-const SHORT_CUT: Duration = Duration::from_millis(1500);
+/// So short that who sends has tried again before others take it for dead, which is after 3 s of silence:
+/// each pause between two tries is twice the one before, so one of them ends between this and that.
+const SHORT_CUT: Duration = Duration::from_millis(1200);
 
 /// What may be lost on the line when it is cut: the window of a young connection, and chunks that had
 /// not come whole.
