@@ -20,8 +20,9 @@ static TRIED: AtomicU32 = AtomicU32::new(0);
 /// # Errors
 /// When there is none.
 pub fn free_address() -> Result<SocketAddr> {
-    // Tests run in processes of their own: each begins elsewhere.
-    let start = std::process::id().wrapping_mul(61);
+    // Tests run in processes of their own: each begins elsewhere, and one that was started just before or
+    // after it thousands of ports away.
+    let start = std::process::id().wrapping_mul(7919);
     let candidates = (0..COUNT).map(|_| {
         let tried = TRIED.fetch_add(1, Ordering::Relaxed);
         let port = FIRST + start.wrapping_add(tried) % COUNT;
