@@ -25,7 +25,8 @@ use millrace_cluster_tests::load::table::{self, Figure, Target, Unit};
 use millrace_cluster_tests::load::{machine, meter, seed};
 use millrace_cluster_tests::node::{Node, NodeBuilder};
 use millrace_cluster_tests::pki::Pki;
-use millrace_cluster_tests::process::{free_address, run};
+use millrace_cluster_tests::port::free_address;
+use millrace_cluster_tests::process::run;
 use millrace_cluster_tests::upstream::Upstream;
 use tempfile::TempDir;
 
