@@ -39,7 +39,8 @@ pub struct Config {
     pub access_grace: Duration,
     /// How long a refusal is remembered; at most [`Config::MAX_NEGATIVE_TTL`].
     pub negative_ttl: Duration,
-    /// How long a member of the same zone has to say what it holds, and any other at least.
+    /// How long a member of the same zone has to say what it holds, and any other at least; four times
+    /// as long before that where a connection has to be made.
     /// Shorter, a busy member's copy is overlooked and fetched again; longer, a member that hangs
     /// and is not suspect yet delays each miss.
     pub holds_patience: Duration,
